@@ -1,0 +1,3 @@
+//! How long an operation takes, and how far to believe it.
+
+pub mod provenance;

@@ -1,0 +1,1 @@
+//! Flow-level network: ports, links, max-min fair sharing.

@@ -1,0 +1,1 @@
+//! One integration binary: links once, tests the whole of moeplan.

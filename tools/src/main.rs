@@ -1,0 +1,2 @@
+//! The `moeplan` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Routing traces: formats, importers, generators and statistics.
