@@ -1,5 +1,12 @@
-//! What the user asks for: the layer, the strategy, the cluster.
+//! What the user asks for: the layer and the strategy. One schema serves TOML files, flags and
+//! tests; the hardware it runs on is in [`crate::hardware`].
 
 mod dtype;
+mod layer;
+mod strategy;
 
 pub use dtype::DType;
+pub use layer::{Experts, LayerSpec, ResolvedLayer, SpecError};
+pub use strategy::{
+    AllToAll, Choice, Encode, Layout, Padding, Phase, Policy, Strategy, PIPELINE_DEGREES,
+};
