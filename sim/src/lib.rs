@@ -1,9 +1,16 @@
 //! Deterministic simulation of one Mixture-of-Experts layer on a GPU cluster.
 //!
-//! `LayerSpec + Cluster + Strategy + RoutingStep -> Program -> Timeline`: `compile`
-//! writes the operation graph, [`cost`] says how long each operation takes, `engine` plays it.
+//! `layer + cluster + strategy + routing step -> Program -> Timeline`: [`compile`] writes the
+//! operation graph of [`ir`], [`cost`] prices every operation on a [`hardware`], [`engine`] plays
+//! it, [`policy`] decides what a strategy leaves open, and [`simulate`] sums up.
 
+pub mod compile;
 pub mod cost;
+pub mod engine;
+pub mod hardware;
+pub mod ir;
 pub mod network;
+pub mod policy;
+pub mod simulate;
 pub mod spec;
 pub mod units;

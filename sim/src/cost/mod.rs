@@ -1,3 +1,62 @@
 //! How long an operation takes, and how far to believe it.
 
+pub mod analytic;
+pub mod gemm;
+pub mod nccl;
+pub mod price;
 pub mod provenance;
+
+use crate::engine::Contention;
+use crate::ir::{PerRank, Program, Scope, Traffic, Transport, Work};
+use crate::units::Time;
+use provenance::{Estimate, Provenance};
+
+/// One exchange to be priced.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange<'a> {
+    /// Who sends how much to whom.
+    pub traffic: &'a Traffic,
+    /// How it is carried.
+    pub transport: Transport,
+    /// Whether it is the first phase of its All-to-All.
+    pub first: bool,
+    /// W.
+    pub world_size: usize,
+    /// m.
+    pub gpus_per_node: usize,
+}
+
+/// The price of one exchange.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExchangePrice {
+    /// Time on each rank from the moment all participants are there: its last byte in or out.
+    pub alone: PerRank<Time>,
+    /// How it was obtained.
+    pub provenance: Provenance,
+    /// What limits it, for people: `nic-out of rank 17`.
+    pub bottleneck: String,
+    /// No exchange of these bytes ends before this, whatever the software: the busiest port at its
+    /// full rate.
+    pub port_bound: Time,
+}
+
+/// Prices for everything a program does. Each answer says where it comes from.
+pub trait CostModel: Sync {
+    /// One kernel on one GPU, from its start.
+    fn kernel(&self, work: &Work) -> Estimate;
+
+    /// One exchange of an All-to-All.
+    fn exchange(&self, exchange: &Exchange<'_>) -> ExchangePrice;
+
+    /// All-gather or reduce-scatter of `bytes` in groups of `scope`, all groups at once.
+    fn gather(&self, program: &Program, scope: Scope, bytes: u64, reduce: bool) -> Estimate;
+
+    /// All-reduce of one number over `program`'s world, and the host's wait for it.
+    fn capacity_sync(&self, program: &Program) -> Estimate;
+
+    /// Time the host needs to issue one kernel.
+    fn host_launch(&self) -> Time;
+
+    /// How kernels and collectives slow each other down.
+    fn contention(&self) -> &Contention;
+}

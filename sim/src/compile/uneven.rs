@@ -1,0 +1,86 @@
+//! Rows by (source, destination) of a dropless All-to-All-v, and their hierarchical phases.
+
+use super::exchange;
+use crate::ir::Scope;
+use crate::spec::{AllToAll, ResolvedLayer};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Rows an exchange moves, by the ranks that meet in it.
+pub(super) type Phases = Arc<Vec<(Scope, Arc<Vec<u32>>)>>;
+
+/// An uneven routing step, laid out over ranks for one value of r.
+#[derive(Debug)]
+pub(super) struct Uneven {
+    dispatch: Arc<Vec<u32>>,
+    combine: Arc<Vec<u32>>,
+    /// Rows by local expert on each rank.
+    pub(super) expert_rows: Vec<Vec<u64>>,
+    /// Phases already worked out, by algorithm and direction: all chunks and degrees share them.
+    phases: Mutex<BTreeMap<(AllToAll, bool), Phases>>,
+}
+
+impl Uneven {
+    /// Lays `counts` (`[source * num_experts + expert]`) out. Expert e of E >= W lives on rank
+    /// e / E_g. Where s = W/E GPUs share an expert, source g's rows go to row group g mod (s/r), on
+    /// each of its r hidden slices. r = 0 moves nothing: every GPU runs all experts on its own rows.
+    pub(super) fn new(layer: &ResolvedLayer, adaptive_r: u64, counts: &[u32]) -> Uneven {
+        let world = layer.world_size as usize;
+        let experts = layer.num_experts as usize;
+        let (local, sharded) = (layer.local_experts as usize, layer.sharded_count as usize);
+        if adaptive_r == 0 {
+            let own = counts.chunks(experts).map(|row| row.iter().map(|&c| u64::from(c)).collect()).collect();
+            return Uneven {
+                dispatch: Arc::default(),
+                combine: Arc::default(),
+                expert_rows: own,
+                phases: Mutex::default(),
+            };
+        }
+        let slices = adaptive_r as usize;
+        let row_groups = sharded / slices;
+        let mut dispatch = vec![0u32; world * world];
+        let mut expert_rows = vec![vec![0u64; local]; world];
+        for source in 0..world {
+            let row = &mut dispatch[source * world..(source + 1) * world];
+            for (expert, &count) in counts[source * experts..(source + 1) * experts].iter().enumerate() {
+                for slice in 0..slices {
+                    let home = match sharded {
+                        1 => expert / local,
+                        _ => expert * sharded + slice * row_groups + source % row_groups,
+                    };
+                    row[home] += count;
+                    expert_rows[home][expert % local] += u64::from(count);
+                }
+            }
+        }
+        let combine = transpose(&dispatch, world);
+        Uneven { dispatch: Arc::new(dispatch), combine: Arc::new(combine), expert_rows, phases: Mutex::default() }
+    }
+
+    /// The exchanges `algorithm` makes of the dispatch (or, `transposed`, the combine).
+    pub(super) fn phases(&self, algorithm: AllToAll, transposed: bool, world: (usize, usize)) -> Phases {
+        let mut known = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = if transposed { &self.combine } else { &self.dispatch };
+        known
+            .entry((algorithm, transposed))
+            .or_insert_with(|| Arc::new(exchange::uneven_phases(algorithm, rows, world)))
+            .clone()
+    }
+}
+
+/// Transposes in tiles, so that neither side of a 2,048 x 2,048 matrix thrashes the cache.
+fn transpose(matrix: &[u32], n: usize) -> Vec<u32> {
+    const TILE: usize = 32;
+    let mut transposed = vec![0u32; matrix.len()];
+    for rows in (0..n).step_by(TILE) {
+        for columns in (0..n).step_by(TILE) {
+            for row in rows..(rows + TILE).min(n) {
+                for column in columns..(columns + TILE).min(n) {
+                    transposed[column * n + row] = matrix[row * n + column];
+                }
+            }
+        }
+    }
+    transposed
+}

@@ -1,0 +1,11 @@
+//! The event engine: plays a priced program on every rank. The only place where time advances.
+//!
+//! Each rank has a host thread that issues operations in program order, and one in-order queue a
+//! [`Stream`](crate::ir::Stream). A collective starts when its last participant has arrived. While
+//! both queues of a rank run, each slows the other down.
+
+mod queue;
+mod run;
+
+pub use queue::EventQueue;
+pub use run::{Contention, PricedOp, Resource, RunStats, run};

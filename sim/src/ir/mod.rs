@@ -1,0 +1,20 @@
+//! The operation graph: one program that the simulator times and the executor runs.
+//!
+//! A [`Program`] is written once per (layer, strategy, routing step) by [`crate::compile`]. It is
+//! SPMD: every rank runs the same list of operations, with sizes that may differ by rank.
+
+mod buffer;
+mod op;
+mod per_rank;
+mod program;
+mod timeline;
+mod traffic;
+mod work;
+
+pub use buffer::{Buffer, BufferId, Lifetime};
+pub use op::{Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream, Transport};
+pub use per_rank::PerRank;
+pub use program::{Program, ProgramBuilder};
+pub use timeline::{Span, Timeline};
+pub use traffic::{Traffic, TrafficId, share_of_chunk};
+pub use work::Work;

@@ -1,0 +1,198 @@
+//! The program and the builder that checks it.
+
+use super::{Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Stage, Stream, Traffic, TrafficId};
+use crate::spec::DType;
+use serde::{Deserialize, Serialize};
+
+/// One step of one MoE layer on all ranks: operations in issue order, buffers, byte matrices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// W.
+    pub world_size: usize,
+    /// m: GPUs that share a node.
+    pub gpus_per_node: usize,
+    /// Number type of tensors.
+    pub dtype: DType,
+    /// Operations in the order the host issues them, a topological order.
+    pub ops: Vec<Op>,
+    /// Allocations.
+    pub buffers: Vec<Buffer>,
+    /// Byte matrices of the exchanges.
+    pub traffic: Vec<Traffic>,
+}
+
+impl Program {
+    /// The operations with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (OpId, &Op)> {
+        self.ops.iter().enumerate().map(|(index, op)| (OpId(index as u32), op))
+    }
+
+    /// The byte matrix of an exchange.
+    pub fn traffic(&self, id: TrafficId) -> &Traffic {
+        &self.traffic[id.0 as usize]
+    }
+
+    /// Floating-point operations of all kernels of `rank` (matrix products only).
+    pub fn flops(&self, rank: usize) -> u64 {
+        self.ops.iter().flat_map(|op| op.kind.work(op.pass, rank, self.dtype)).map(|work| work.flops()).sum()
+    }
+
+    /// Bytes `rank` sends to other ranks in all exchanges.
+    pub fn bytes_sent(&self, rank: usize) -> u64 {
+        self.ops
+            .iter()
+            .filter_map(|op| match op.kind {
+                OpKind::Exchange { traffic, .. } => Some(traffic),
+                _ => None,
+            })
+            .map(|id| self.traffic(id).sent_by(rank, self.world_size))
+            .sum()
+    }
+
+    /// Bytes of all buffers alive at the worst moment of the step, by buffer liveness in issue
+    /// order: what an allocator that frees at the last use needs. Also names the live buffers.
+    pub fn peak_memory(&self, rank: usize) -> (u64, Vec<(&str, u64)>) {
+        let mut first = vec![usize::MAX; self.buffers.len()];
+        let mut last = vec![0usize; self.buffers.len()];
+        for (index, op) in self.ops.iter().enumerate() {
+            for id in op.reads.iter().chain(&op.writes) {
+                let buffer = id.0 as usize;
+                first[buffer] = first[buffer].min(index);
+                last[buffer] = index;
+            }
+        }
+        let alive_at = |buffer: usize, index: usize| match self.buffers[buffer].lifetime {
+            Lifetime::Persistent => true,
+            Lifetime::Transient => first[buffer] <= index && index <= last[buffer],
+        };
+        let live_bytes = |index: usize| -> u64 {
+            (0..self.buffers.len())
+                .filter(|&buffer| alive_at(buffer, index))
+                .map(|buffer| *self.buffers[buffer].bytes.get(rank))
+                .fold(0, u64::saturating_add)
+        };
+        let worst = (0..self.ops.len()).max_by_key(|&index| live_bytes(index)).unwrap_or(0);
+        let live = (0..self.buffers.len())
+            .filter(|&buffer| alive_at(buffer, worst))
+            .map(|buffer| (self.buffers[buffer].name.as_str(), *self.buffers[buffer].bytes.get(rank)))
+            .collect();
+        (live_bytes(worst), live)
+    }
+}
+
+/// Writes a program operation by operation and derives its dependencies from the buffers.
+#[derive(Debug)]
+pub struct ProgramBuilder {
+    program: Program,
+    writer: Vec<Vec<OpId>>,
+    readers: Vec<Vec<OpId>>,
+    stage: Stage,
+    pass: Pass,
+    chunk: u16,
+}
+
+impl ProgramBuilder {
+    /// An empty program for `world_size` ranks.
+    pub fn new(world_size: usize, gpus_per_node: usize, dtype: DType) -> Self {
+        let program = Program {
+            world_size,
+            gpus_per_node,
+            dtype,
+            ops: Vec::new(),
+            buffers: Vec::new(),
+            traffic: Vec::new(),
+        };
+        ProgramBuilder {
+            program,
+            writer: Vec::new(),
+            readers: Vec::new(),
+            stage: Stage::Gate,
+            pass: Pass::Forward,
+            chunk: 0,
+        }
+    }
+
+    /// Operations pushed from here on belong to this stage, pass and chunk.
+    pub fn at(&mut self, stage: Stage, pass: Pass, chunk: usize) -> &mut Self {
+        (self.stage, self.pass, self.chunk) = (stage, pass, chunk as u16);
+        self
+    }
+
+    /// A buffer that lives from its first use to its last.
+    pub fn buffer(&mut self, name: impl Into<String>, bytes: PerRank<u64>) -> BufferId {
+        self.allocate(name.into(), bytes, Lifetime::Transient)
+    }
+
+    /// A buffer that lives for the whole step.
+    pub fn persistent(&mut self, name: impl Into<String>, bytes: u64) -> BufferId {
+        self.allocate(name.into(), PerRank::Same(bytes), Lifetime::Persistent)
+    }
+
+    fn allocate(&mut self, name: String, bytes: PerRank<u64>, lifetime: Lifetime) -> BufferId {
+        let id = BufferId(self.program.buffers.len() as u32);
+        self.program.buffers.push(Buffer { name, bytes, lifetime });
+        self.writer.push(Vec::new());
+        self.readers.push(Vec::new());
+        id
+    }
+
+    /// Bytes of a buffer on each rank.
+    pub fn bytes(&self, buffer: BufferId) -> &PerRank<u64> {
+        &self.program.buffers[buffer.0 as usize].bytes
+    }
+
+    /// Registers a byte matrix; equal ones are stored once.
+    pub fn traffic(&mut self, traffic: Traffic) -> TrafficId {
+        let same = |known: &Traffic| match (known, &traffic) {
+            (Traffic::Matrix { rows: a, scope: s, chunk: i, chunks: n, .. }, Traffic::Matrix { rows: b, scope: t, chunk: j, chunks: m, .. }) => {
+                std::sync::Arc::ptr_eq(a, b) && (s, i, n) == (t, j, m)
+            }
+            (Traffic::Uniform { .. }, Traffic::Uniform { .. }) => *known == traffic,
+            (Traffic::Matrix { .. }, Traffic::Uniform { .. }) | (Traffic::Uniform { .. }, Traffic::Matrix { .. }) => false,
+        };
+        let index = self.program.traffic.iter().position(same).unwrap_or_else(|| {
+            self.program.traffic.push(traffic.clone());
+            self.program.traffic.len() - 1
+        });
+        TrafficId(index as u32)
+    }
+
+    /// Appends an operation. It waits for the last writers of what it reads, and for the last
+    /// readers and writers of what it writes.
+    pub fn push(&mut self, stream: Stream, kind: OpKind, reads: &[BufferId], writes: &[BufferId]) -> OpId {
+        let id = OpId(self.program.ops.len() as u32);
+        let mut after: Vec<OpId> = Vec::new();
+        for buffer in reads {
+            after.extend(&self.writer[buffer.0 as usize]);
+        }
+        for buffer in writes {
+            let buffer = buffer.0 as usize;
+            after.extend(self.writer[buffer].drain(..));
+            after.extend(self.readers[buffer].drain(..));
+        }
+        after.sort_unstable();
+        after.dedup();
+        for buffer in reads {
+            self.readers[buffer.0 as usize].push(id);
+        }
+        for buffer in writes {
+            self.writer[buffer.0 as usize].push(id);
+        }
+        self.program.ops.push(Op {
+            kind,
+            stage: self.stage,
+            pass: self.pass,
+            chunk: self.chunk,
+            stream,
+            after,
+            reads: reads.to_vec(),
+            writes: writes.to_vec(),
+        });
+        id
+    }
+
+    /// The finished program.
+    pub fn finish(self) -> Program {
+        self.program
+    }
+}
