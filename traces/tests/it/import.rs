@@ -1,0 +1,199 @@
+//! Public layouts.
+
+use std::path::PathBuf;
+
+use moeplan_traces::{ImportOptions, RoutingStep, StepStats, Trace, TraceError, open};
+use proptest::prelude::*;
+
+fn import(text: &str, options: &ImportOptions) -> Result<Trace, TraceError> {
+    open(text.as_bytes(), "t.csv", options)
+}
+
+fn refuse(text: &str, place: &str, words: &str) {
+    let error = import(text, &small()).unwrap_err().to_string();
+    let expected = format!("t.csv{place}: ");
+    assert!(error.starts_with(&expected), "{expected} in {error}");
+    assert!(error.contains(words), "{words} in {error}");
+}
+
+/// Two ranks of two tokens a step.
+fn small() -> ImportOptions {
+    ImportOptions {
+        source_ranks: 2,
+        tokens_per_rank: 2,
+        ..ImportOptions::default()
+    }
+}
+
+const TOKENS: &str = "\
+doc,category,token,L3,L0
+0,a,1,4 1,0 1
+0,a,2,4 2,0 2
+0,a,3,4 3,0 3
+0,a,4,4 0,0 4
+0,a,5,1 0,1 2
+0,a,6,1 0,1 2
+0,a,7,1 0,1 2
+0,a,8,1 0,1 2
+0,a,9,1 0,1 2
+";
+
+#[test]
+fn per_token_ids_become_steps() {
+    let trace = import(TOKENS, &small()).unwrap();
+    assert_eq!(trace.layers(), [0, 3]);
+    assert_eq!((trace.meta.experts, trace.meta.top_k), (8, 2));
+    // Nine tokens: slices of four, two steps, one token left out.
+    assert_eq!(trace.steps.len(), 4);
+    assert!(trace.meta.notes[0].ends_with("1 tokens left out"));
+    let steps: Vec<&RoutingStep> = trace.steps_of_layer(3).collect();
+    assert_eq!(steps[0].counts(0), [0, 1, 1, 0, 2, 0, 0, 0]);
+    assert_eq!(steps[0].counts(1), [2, 2, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(steps[1].counts(0), [1, 0, 0, 1, 2, 0, 0, 0]);
+    assert_eq!(steps[1].step(), 1);
+}
+
+#[test]
+fn options_say_experts_and_choices() {
+    let options = ImportOptions {
+        experts: Some(5),
+        top_k: Some(1),
+        ..small()
+    };
+    let trace = import(TOKENS, &options).unwrap();
+    assert_eq!((trace.meta.experts, trace.meta.top_k), (5, 1));
+    assert_eq!(trace.steps[0].counts(0), [2, 0, 0, 0, 0]);
+    let too_few = ImportOptions {
+        experts: Some(4),
+        ..small()
+    };
+    let error = import(TOKENS, &too_few).unwrap_err().to_string();
+    assert!(error.contains("at least 5"), "{error}");
+}
+
+#[test]
+fn bad_token_files_are_refused() {
+    let header = "doc,category,token,L3,L0\n";
+    let rows = |rows: &str, place: &str, words: &str| {
+        refuse(&(header.to_owned() + rows), place, words);
+    };
+    rows("", "", "at least 2 tokens for each of 2");
+    rows("0,a,1,1 2,3 4\n", "", "found 1 tokens");
+    rows("0,a,1,1 2\n", ":2", "5 columns");
+    rows("0,a,1,1 2,3 x\n", ":2: `L0`", "\"x\"");
+    rows("0,a,1,1 2,3 -1\n", ":2: `L0`", "\"-1\"");
+    // Layers are read in ascending order, the first says how many there are.
+    rows("0,a,1,1 2,3\n", ":2: `L3`", "1 expert ids");
+    rows("0,a,1,1 2,3 4 5\n", ":2: `L3`", "3 expert ids");
+    rows("0,a,1,1 1,3 4\n", ":2: `L3`", "different experts");
+    rows("0,a,1,,3 4\n", ":2: `L3`", "2 expert ids");
+    rows(
+        "0,a,1,1000000000000000000 2,3 4\n",
+        ":2: `L3`",
+        "whole number",
+    );
+    refuse("doc,L0,L0\n", ":1: `L0`", "every layer once");
+}
+
+#[test]
+fn counts_become_layers() {
+    let text = "0,1,30\n0,0,10\n1,2,40\n";
+    let trace = import(text, &small()).unwrap();
+    assert_eq!(trace.layers(), [0, 1]);
+    assert_eq!(trace.steps[0].all_counts(), [10, 30, 0, 0]);
+    assert_eq!(trace.steps[1].all_counts(), [0, 0, 40, 0]);
+    assert_eq!(trace.meta.tokens_per_rank, Some(40));
+    let top_2 = ImportOptions {
+        top_k: Some(2),
+        ..small()
+    };
+    let error = import(text, &top_2).unwrap_err().to_string();
+    assert!(error.contains("list 0"), "{error}");
+    let uneven = import("0,0,1\n1,0,2\n", &small()).unwrap();
+    assert_eq!(uneven.meta.tokens_per_rank, None);
+}
+
+#[test]
+fn bad_count_files_are_refused() {
+    refuse(
+        "0,1,30\n0,1,10\n",
+        ":2: `expert`",
+        "every expert of list 0 once",
+    );
+    refuse("0,1,30\n0,2\n", ":2", "three columns");
+    refuse("0,1,30\n0,2,-1\n", ":2: `count`", "\"-1\"");
+    refuse("0,1,30\n0,99999999,1\n", ":2: `expert`", "whole number");
+    refuse("0,1,30\n0,2,1000000000000000000\n", ":2: `count`", "whole");
+    refuse("0,\"(1, 2)\",30\n", ":1", "list_index,expert,count");
+    refuse("", "", "an empty file");
+    refuse("hello\n", ":1", "\"hello\"");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let read = |bytes: &[u8]| open(bytes, "t.csv", &small()).is_ok();
+        read(&bytes);
+        read(&[b"t,L0,L1\n".as_slice(), &bytes].concat());
+        read(&[b"0,0,5\n".as_slice(), &bytes].concat());
+    }
+}
+
+/// Files of the public captures, when they are at hand: `$MOEPLAN_DATA/traces` or
+/// `../shared/data/traces` beside the workspace.
+fn shared(name: &str) -> Option<Vec<u8>> {
+    let data = match std::env::var_os("MOEPLAN_DATA") {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
+    };
+    let path = data.join("traces").join(name);
+    let bytes = std::fs::read(&path).ok();
+    if bytes.is_none() {
+        eprintln!(
+            "SKIPPED: no {}; set MOEPLAN_DATA to check it",
+            path.display()
+        );
+    }
+    bytes
+}
+
+#[test]
+fn gpt_oss_capture() {
+    let Some(bytes) = shared("gpt-oss-20b_decode.csv") else {
+        return;
+    };
+    let trace = open(bytes.as_slice(), "gpt-oss", &ImportOptions::default()).unwrap();
+    assert_eq!((trace.meta.experts, trace.meta.top_k), (32, 4));
+    // 10,724 tokens: slices of 1,340, 20 steps of 64 tokens a rank, 24 layers.
+    assert_eq!(trace.steps.len(), 20 * 24);
+    for step in &trace.steps {
+        let f = StepStats::of(step).needed_capacity_factor;
+        assert!((1.0..=8.0).contains(&f), "{f}");
+    }
+}
+
+#[test]
+fn olmoe_counts() {
+    for (name, experts, top_k, least, most) in [
+        ("olmoe__expert_counts__arxiv.csv", 64, 8, 6.0, 7.9),
+        ("olmoe__expert_counts__c4.csv", 64, 8, 2.4, 3.1),
+        ("mistral__expert_counts__github.csv", 8, 2, 1.2, 1.4),
+        ("olmoe__expert_counts_top1__arxiv.csv", 64, 1, 11.0, 37.0),
+    ] {
+        let Some(bytes) = shared(&format!("olmoe/{name}")) else {
+            return;
+        };
+        let options = ImportOptions {
+            top_k: Some(top_k),
+            ..ImportOptions::default()
+        };
+        let trace = open(bytes.as_slice(), name, &options).unwrap();
+        assert_eq!(trace.meta.experts, experts, "{name}");
+        assert_eq!(trace.meta.tokens_per_rank, Some(208_896), "{name}");
+        assert_eq!(trace.layers(), [0, 1, 2], "{name}");
+        for step in &trace.steps {
+            let ratio = step.max_over_mean();
+            assert!((least..most).contains(&ratio), "{name}: {ratio}");
+        }
+    }
+}
