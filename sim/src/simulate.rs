@@ -1,6 +1,6 @@
 //! The facade: one layer, one strategy, routing steps in; times, memory and trust out.
 
-use crate::compile::{Load, Plan, Routing, Source, compile};
+use crate::compile::{Load, Plan, Source, compile};
 use crate::cost::CostModel;
 use crate::cost::price::price;
 use crate::cost::provenance::Provenance;
@@ -93,9 +93,19 @@ pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result
     };
     let program = compile(source)?;
     let priced = price(&program, scenario.model);
-    let (timeline, stats) = run(&program, &priced, scenario.model.contention(), scenario.model.host_launch());
+    let (timeline, stats) = run(
+        &program,
+        &priced,
+        scenario.model.contention(),
+        scenario.model.host_launch(),
+    );
     let step = summarise(scenario, plan, load, &program, &priced, &timeline, stats);
-    Ok(Trace { step, program, priced, timeline })
+    Ok(Trace {
+        step,
+        program,
+        priced,
+        timeline,
+    })
 }
 
 fn summarise(
@@ -110,21 +120,34 @@ fn summarise(
     let slowest = timeline.slowest_rank();
     let spans = timeline.rank(slowest);
     let busy = |keep: &dyn Fn(usize) -> bool| -> Time {
-        (0..spans.len()).filter(|&op| keep(op)).map(|op| spans[op].end - spans[op].start).sum()
+        (0..spans.len())
+            .filter(|&op| keep(op))
+            .map(|op| spans[op].end - spans[op].start)
+            .sum()
     };
     let stages = Stage::ALL
         .into_iter()
         .filter_map(|stage| {
             let of_stage = |op: &usize| program.ops[*op].stage == stage;
-            let provenance = (0..spans.len()).filter(of_stage).map(|op| priced[op].provenance).max()?;
-            Some(StageTime { stage, busy: busy(&|op| of_stage(&op)), provenance })
+            let provenance = (0..spans.len())
+                .filter(of_stage)
+                .map(|op| priced[op].provenance)
+                .max()?;
+            Some(StageTime {
+                stage,
+                busy: busy(&|op| of_stage(&op)),
+                provenance,
+            })
         })
         .collect();
     let stream = |stream: Stream| move |op: usize| program.ops[op].stream == stream;
     let all_to_all = |op: usize| {
         let op = &program.ops[op];
         op.stream == Stream::Communication
-            && matches!(op.kind, OpKind::Exchange { .. } | OpKind::Elementwise { .. })
+            && matches!(
+                op.kind,
+                OpKind::Exchange { .. } | OpKind::Elementwise { .. }
+            )
     };
     let memory_bytes = scenario.reserved_bytes.saturating_add(peak_memory(program));
     Step {
@@ -146,9 +169,22 @@ fn summarise(
 /// Peak memory of the worst rank. Ranks differ only in buffers of uneven rows, so the rank with the
 /// most bytes in all its buffers stands for the worst.
 fn peak_memory(program: &Program) -> u64 {
-    let uneven: Vec<_> = program.buffers.iter().filter(|buffer| !buffer.bytes.is_same()).collect();
-    let total = |rank: &usize| uneven.iter().map(|buffer| *buffer.bytes.get(*rank)).fold(0, u64::saturating_add);
-    let worst = if uneven.is_empty() { 0 } else { (0..program.world_size).max_by_key(total).unwrap_or(0) };
+    let uneven: Vec<_> = program
+        .buffers
+        .iter()
+        .filter(|buffer| !buffer.bytes.is_same())
+        .collect();
+    let total = |rank: &usize| {
+        uneven
+            .iter()
+            .map(|buffer| *buffer.bytes.get(*rank))
+            .fold(0, u64::saturating_add)
+    };
+    let worst = if uneven.is_empty() {
+        0
+    } else {
+        (0..program.world_size).max_by_key(total).unwrap_or(0)
+    };
     program.peak_memory(worst).0
 }
 
@@ -184,4 +220,3 @@ fn exposed(program: &Program, spans: &[Span]) -> Time {
     }
     exposed
 }
-

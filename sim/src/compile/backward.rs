@@ -4,8 +4,8 @@ use super::forward::{Saved, dense_bytes};
 use super::tensors::{Shapes, Weights};
 use super::{Source, exchange};
 use crate::ir::{
-    BufferId, Elementwise, Expert, ExpertRows, Gradient, OpKind, Pass, PerRank, ProgramBuilder, Stage,
-    Stream, share_of_chunk,
+    BufferId, Elementwise, Expert, ExpertRows, Gradient, OpKind, Pass, PerRank, ProgramBuilder,
+    Stage, Stream, share_of_chunk,
 };
 
 /// Emits the backward pass of what [`super::forward`] saved.
@@ -19,15 +19,24 @@ pub(super) fn emit(
     weights: &Weights,
     saved: Saved,
 ) {
-    let Source { layer, plan, load, .. } = *source;
+    let Source {
+        layer, plan, load, ..
+    } = *source;
     let d = shapes.model_dim;
-    let degree = if plan.adaptive_r == 0 { 1 } else { plan.backward_degree };
+    let degree = if plan.adaptive_r == 0 {
+        1
+    } else {
+        plan.backward_degree
+    };
     let own_rows = PerRank::Same(layer.tokens());
     let repeated = shapes.slots.map(|rows| rows * d);
 
     builder.at(Stage::Decode, Pass::Backward, 0);
     let output_gradient = builder.buffer("output gradient", shapes.bytes(&own_rows, d));
-    let score_gradient = builder.buffer("score gradient", PerRank::Same(layer.tokens() * layer.num_experts * 4));
+    let score_gradient = builder.buffer(
+        "score gradient",
+        PerRank::Same(layer.tokens() * layer.num_experts * 4),
+    );
     let combined_gradient: Vec<BufferId> = (0..degree)
         .map(|chunk| {
             let rows = shapes.sent_rows(chunk, degree);
@@ -55,12 +64,27 @@ pub(super) fn emit(
     writes.extend(&combined_gradient);
     builder.push(Stream::Compute, kind, &reads, &writes);
     if plan.adaptive_r > 1 {
-        let what = Elementwise::Repeat { copies: plan.adaptive_r as u32 };
-        let kind = OpKind::Elementwise { what, elements: repeated.clone() };
-        builder.push(Stream::Compute, kind, &combined_gradient, &combined_gradient);
+        let what = Elementwise::Repeat {
+            copies: plan.adaptive_r as u32,
+        };
+        let kind = OpKind::Elementwise {
+            what,
+            elements: repeated.clone(),
+        };
+        builder.push(
+            Stream::Compute,
+            kind,
+            &combined_gradient,
+            &combined_gradient,
+        );
     }
 
-    let gradients = Chain { shapes, weights, saved: &saved, degree };
+    let gradients = Chain {
+        shapes,
+        weights,
+        saved: &saved,
+        degree,
+    };
     let mut expert_gradient = Vec::new();
     for (chunk, &gradient) in combined_gradient.iter().enumerate() {
         if plan.adaptive_r == 0 {
@@ -69,37 +93,79 @@ pub(super) fn emit(
         }
         builder.at(Stage::Combine, Pass::Backward, chunk);
         let rows = shapes.received_rows(chunk as u64, degree);
-        let received = builder.buffer(format!("expert output gradient {chunk}"), shapes.bytes(&rows, d));
+        let received = builder.buffer(
+            format!("expert output gradient {chunk}"),
+            shapes.bytes(&rows, d),
+        );
         let traffic = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
         let elements = shapes.sent_rows(chunk as u64, degree).map(|rows| rows * d);
-        exchange::emit(builder, plan.all_to_all, traffic, &elements, gradient, received);
+        exchange::emit(
+            builder,
+            plan.all_to_all,
+            traffic,
+            &elements,
+            gradient,
+            received,
+        );
         expert_gradient.push(received);
     }
     let mut input_gradient = Vec::new();
     let mut weight_gradient = None;
     for chunk in 0..degree {
-        let gradient = gradients.expert(builder, chunk, expert_gradient[chunk as usize], &mut weight_gradient);
+        let gradient = gradients.expert(
+            builder,
+            chunk,
+            expert_gradient[chunk as usize],
+            &mut weight_gradient,
+        );
         if plan.adaptive_r == 0 {
             input_gradient.push(gradient);
             continue;
         }
         builder.at(Stage::Dispatch, Pass::Backward, chunk as usize);
         let rows = shapes.sent_rows(chunk, degree);
-        let returned = builder.buffer(format!("dispatch input gradient {chunk}"), shapes.bytes(&rows, d));
+        let returned = builder.buffer(
+            format!("dispatch input gradient {chunk}"),
+            shapes.bytes(&rows, d),
+        );
         let traffic = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
         let elements = shapes.received_rows(chunk, degree).map(|rows| rows * d);
-        exchange::emit(builder, plan.all_to_all, traffic, &elements, gradient, returned);
+        exchange::emit(
+            builder,
+            plan.all_to_all,
+            traffic,
+            &elements,
+            gradient,
+            returned,
+        );
         input_gradient.push(returned);
     }
-    if let (Some((scope, bytes)), Some(full), Some(slice)) = (weights.gather, weight_gradient, weights.gradient) {
+    if let (Some((scope, bytes)), Some(full), Some(slice)) =
+        (weights.gather, weight_gradient, weights.gradient)
+    {
         builder.at(Stage::Weights, Pass::Backward, 0);
-        builder.push(Stream::Communication, OpKind::ReduceScatter { scope, bytes }, &[full], &[slice]);
+        builder.push(
+            Stream::Communication,
+            OpKind::ReduceScatter { scope, bytes },
+            &[full],
+            &[slice],
+        );
     }
 
     builder.at(Stage::Encode, Pass::Backward, 0);
     if plan.adaptive_r > 1 {
-        let what = Elementwise::LocalSum { copies: plan.adaptive_r as u32 };
-        builder.push(Stream::Compute, OpKind::Elementwise { what, elements: repeated }, &input_gradient, &input_gradient);
+        let what = Elementwise::LocalSum {
+            copies: plan.adaptive_r as u32,
+        };
+        builder.push(
+            Stream::Compute,
+            OpKind::Elementwise {
+                what,
+                elements: repeated,
+            },
+            &input_gradient,
+            &input_gradient,
+        );
     }
     let token_gradient = builder.buffer("token gradient", shapes.bytes(&own_rows, d));
     let kind = OpKind::Encode {
@@ -141,12 +207,24 @@ impl Chain<'_> {
         output_gradient: BufferId,
         weight_gradient: &mut Option<BufferId>,
     ) -> BufferId {
-        let Chain { shapes, weights, saved, degree } = *self;
+        let Chain {
+            shapes,
+            weights,
+            saved,
+            degree,
+        } = *self;
         builder.at(Stage::Expert, Pass::Backward, chunk as usize);
         let (d, h) = (shapes.model_dim, shapes.hidden_dim);
         let rows = shapes.received_rows(chunk, degree);
         let expert_rows = shapes.expert_rows(chunk, degree);
-        let blocks_apart = matches!(expert_rows, ExpertRows::Padded { experts: 2.., blocks: 2.., .. });
+        let blocks_apart = matches!(
+            expert_rows,
+            ExpertRows::Padded {
+                experts: 2..,
+                blocks: 2..,
+                ..
+            }
+        );
         let gemm = |matrix, gradient| OpKind::ExpertGemm {
             matrix,
             gradient,
@@ -154,44 +232,102 @@ impl Chain<'_> {
             model_dim: d,
             hidden_dim: h,
         };
-        let pass = |what, channels: u64| OpKind::Elementwise { what, elements: rows.map(|rows| rows * channels) };
+        let pass = |what, channels: u64| OpKind::Elementwise {
+            what,
+            elements: rows.map(|rows| rows * channels),
+        };
         let compute = Stream::Compute;
 
-        let full_gradient = *weight_gradient.get_or_insert_with(|| match (weights.gather, weights.gradient) {
-            (None, Some(slice)) => slice,
-            (gather, _) => {
-                let bytes = gather.map_or(0, |(_, bytes)| bytes);
-                builder.buffer("full weight gradient", PerRank::Same(bytes))
-            }
-        });
+        let full_gradient =
+            *weight_gradient.get_or_insert_with(|| match (weights.gather, weights.gradient) {
+                (None, Some(slice)) => slice,
+                (gather, _) => {
+                    let bytes = gather.map_or(0, |(_, bytes)| bytes);
+                    builder.buffer("full weight gradient", PerRank::Same(bytes))
+                }
+            });
         let activation = self.part(&saved.activation, chunk);
         let input = self.part(&saved.expert_input, chunk);
-        let hidden_gradient = builder.buffer(format!("hidden gradient {chunk}"), shapes.bytes(&rows, h));
-        let input_gradient = builder.buffer(format!("expert input gradient {chunk}"), shapes.bytes(&rows, d));
+        let hidden_gradient =
+            builder.buffer(format!("hidden gradient {chunk}"), shapes.bytes(&rows, h));
+        let input_gradient = builder.buffer(
+            format!("expert input gradient {chunk}"),
+            shapes.bytes(&rows, d),
+        );
 
-        builder.push(compute, pass(Elementwise::BiasGradient, d), &[output_gradient], &[full_gradient]);
-        builder.push(compute, gemm(Expert::Down, Gradient::Input), &[output_gradient, saved.weights], &[hidden_gradient]);
+        builder.push(
+            compute,
+            pass(Elementwise::BiasGradient, d),
+            &[output_gradient],
+            &[full_gradient],
+        );
+        builder.push(
+            compute,
+            gemm(Expert::Down, Gradient::Input),
+            &[output_gradient, saved.weights],
+            &[hidden_gradient],
+        );
         if blocks_apart {
             // The blocks of one expert are not adjacent: a product that sums over all of them
             // gathers both factors first.
-            builder.push(compute, pass(Elementwise::Gather, d), &[output_gradient], &[output_gradient]);
-            builder.push(compute, pass(Elementwise::Gather, h), &activation, &activation);
+            builder.push(
+                compute,
+                pass(Elementwise::Gather, d),
+                &[output_gradient],
+                &[output_gradient],
+            );
+            builder.push(
+                compute,
+                pass(Elementwise::Gather, h),
+                &activation,
+                &activation,
+            );
         }
         let mut reads = vec![output_gradient];
         reads.extend(&activation);
-        builder.push(compute, gemm(Expert::Down, Gradient::Weight), &reads, &[full_gradient]);
+        builder.push(
+            compute,
+            gemm(Expert::Down, Gradient::Weight),
+            &reads,
+            &[full_gradient],
+        );
         let mut reads = vec![hidden_gradient];
         reads.extend(&activation);
-        builder.push(compute, pass(Elementwise::ActivationGradient, h), &reads, &[hidden_gradient]);
-        builder.push(compute, pass(Elementwise::BiasGradient, h), &[hidden_gradient], &[full_gradient]);
-        builder.push(compute, gemm(Expert::Up, Gradient::Input), &[hidden_gradient, saved.weights], &[input_gradient]);
+        builder.push(
+            compute,
+            pass(Elementwise::ActivationGradient, h),
+            &reads,
+            &[hidden_gradient],
+        );
+        builder.push(
+            compute,
+            pass(Elementwise::BiasGradient, h),
+            &[hidden_gradient],
+            &[full_gradient],
+        );
+        builder.push(
+            compute,
+            gemm(Expert::Up, Gradient::Input),
+            &[hidden_gradient, saved.weights],
+            &[input_gradient],
+        );
         if blocks_apart {
-            builder.push(compute, pass(Elementwise::Gather, h), &[hidden_gradient], &[hidden_gradient]);
+            builder.push(
+                compute,
+                pass(Elementwise::Gather, h),
+                &[hidden_gradient],
+                &[hidden_gradient],
+            );
             builder.push(compute, pass(Elementwise::Gather, d), &input, &input);
         }
         let mut reads = vec![hidden_gradient];
         reads.extend(&input);
-        builder.push(compute, gemm(Expert::Up, Gradient::Weight), &reads, &[full_gradient]);
+        builder.push(
+            compute,
+            gemm(Expert::Up, Gradient::Weight),
+            &reads,
+            &[full_gradient],
+        );
         input_gradient
     }
 
@@ -200,7 +336,10 @@ impl Chain<'_> {
         let (forward, degree) = (saved.len() as u64, self.degree);
         let begin = chunk * forward / degree;
         let end = ((chunk + 1) * forward).div_ceil(degree);
-        debug_assert!(share_of_chunk(forward * degree, chunk, degree) > 0, "every chunk holds rows");
+        debug_assert!(
+            share_of_chunk(forward * degree, chunk, degree) > 0,
+            "every chunk holds rows"
+        );
         saved[begin as usize..end as usize].to_vec()
     }
 }

@@ -25,18 +25,30 @@ impl Capacity {
             fixed(x)
         } else {
             let needed = routing.largest_count(layer);
-            if x < 0.0 { needed.min(fixed(-x)) } else { needed }
+            if x < 0.0 {
+                needed.min(fixed(-x))
+            } else {
+                needed
+            }
         }
         .max(1);
         let factor = per_gpu as f64 * layer.num_experts as f64 / layer.routed_copies() as f64;
-        Capacity { per_gpu, factor, agreed: x <= 0.0 }
+        Capacity {
+            per_gpu,
+            factor,
+            agreed: x <= 0.0,
+        }
     }
 
     /// Slots actually allocated: C_g rounded up to a multiple of `sharded_count · degree`, or of 128
     /// times that where C_g exceeds 256 of them (authors' code).
     pub fn padded(self, sharded_count: u64, degree: u64) -> u64 {
         let unit = sharded_count * degree;
-        let unit = if self.per_gpu > 256 * unit { 128 * unit } else { unit };
+        let unit = if self.per_gpu > 256 * unit {
+            128 * unit
+        } else {
+            unit
+        };
         self.per_gpu.div_ceil(unit) * unit
     }
 }

@@ -18,7 +18,9 @@ pub(super) fn emit(
     output: BufferId,
 ) {
     let (transport, copies) = match algorithm {
-        AllToAll::Linear | AllToAll::TwoDh | AllToAll::ThreeDh => (Transport::Grouped, phases.len() > 1),
+        AllToAll::Linear | AllToAll::TwoDh | AllToAll::ThreeDh => {
+            (Transport::Grouped, phases.len() > 1)
+        }
         AllToAll::TwoDhFused => (Transport::FusedSimple, false),
         AllToAll::TwoDhLl128 => (Transport::FusedLl128, false),
     };
@@ -28,13 +30,24 @@ pub(super) fn emit(
     for (phase, traffic) in phases.into_iter().enumerate() {
         if copies {
             let aligned = builder.buffer("all-to-all staging", staged.clone());
-            let kind = OpKind::Elementwise { what: Elementwise::StrideCopy, elements: elements.clone() };
+            let kind = OpKind::Elementwise {
+                what: Elementwise::StrideCopy,
+                elements: elements.clone(),
+            };
             builder.push(Stream::Communication, kind, &[current], &[aligned]);
             current = aligned;
         }
-        let target = if phase == last { output } else { builder.buffer("all-to-all staging", staged.clone()) };
+        let target = if phase == last {
+            output
+        } else {
+            builder.buffer("all-to-all staging", staged.clone())
+        };
         let traffic = builder.traffic(traffic);
-        let kind = OpKind::Exchange { traffic, transport, first: phase == 0 };
+        let kind = OpKind::Exchange {
+            traffic,
+            transport,
+            first: phase == 0,
+        };
         builder.push(Stream::Communication, kind, &[current], &[target]);
         current = target;
     }
@@ -56,25 +69,45 @@ fn dimensions(algorithm: AllToAll, world_size: usize, gpus_per_node: usize) -> V
     let mut dimensions = Vec::new();
     for size in sizes {
         if size > 1 {
-            dimensions.push(Scope::Strided { size: size as u32, stride: stride as u32 });
+            dimensions.push(Scope::Strided {
+                size: size as u32,
+                stride: stride as u32,
+            });
         }
         stride *= size;
     }
-    if dimensions.len() < 2 { vec![Scope::World] } else { dimensions }
+    if dimensions.len() < 2 {
+        vec![Scope::World]
+    } else {
+        dimensions
+    }
 }
 
 /// The divisor of `nodes` nearest to its square root from below: balanced groups for 3DH.
 fn nodes_per_group(nodes: usize) -> usize {
-    (1..=nodes.isqrt()).rev().find(|group| nodes.is_multiple_of(*group)).unwrap_or(1)
+    (1..=nodes.isqrt())
+        .rev()
+        .find(|group| nodes.is_multiple_of(*group))
+        .unwrap_or(1)
 }
 
 /// The exchanges of an All-to-All in which every rank sends every other `bytes_per_peer`. Every
 /// phase of a hierarchical one moves the whole buffer, in messages of 1/size of it: S/m within the
 /// node, m·S/n between nodes (Algorithm 2).
-pub(super) fn uniform_phases(algorithm: AllToAll, bytes_per_peer: u64, world: (usize, usize)) -> Vec<Traffic> {
+pub(super) fn uniform_phases(
+    algorithm: AllToAll,
+    bytes_per_peer: u64,
+    world: (usize, usize),
+) -> Vec<Traffic> {
     let message = |scope: Scope| bytes_per_peer * (world.0 / scope.group_size(world.0)) as u64;
     let dimensions = dimensions(algorithm, world.0, world.1);
-    dimensions.into_iter().map(|scope| Traffic::Uniform { scope, bytes_per_peer: message(scope) }).collect()
+    dimensions
+        .into_iter()
+        .map(|scope| Traffic::Uniform {
+            scope,
+            bytes_per_peer: message(scope),
+        })
+        .collect()
 }
 
 /// The same on uneven rows: after the phase of a dimension, a row sits on a rank that agrees with
@@ -133,7 +166,9 @@ mod tests {
             }
             for (index, &count) in held.iter().enumerate() {
                 let (rank, destination) = (index / world, index % world);
-                let due: u32 = (0..world).map(|source| rows[source * world + destination]).sum();
+                let due: u32 = (0..world)
+                    .map(|source| rows[source * world + destination])
+                    .sum();
                 assert_eq!(count, if rank == destination { due } else { 0 });
             }
         }

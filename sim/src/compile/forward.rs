@@ -30,23 +30,38 @@ pub(super) fn emit(
     weights: &Weights,
     load: &Load,
 ) -> Saved {
-    let Source { layer, plan, phase, .. } = *source;
+    let Source {
+        layer, plan, phase, ..
+    } = *source;
     let (d, h) = (shapes.model_dim, shapes.hidden_dim);
-    let degree = if plan.adaptive_r == 0 { 1 } else { plan.forward_degree };
+    let degree = if plan.adaptive_r == 0 {
+        1
+    } else {
+        plan.forward_degree
+    };
     let own_rows = PerRank::Same(layer.tokens());
 
     let tokens = builder.buffer("tokens", shapes.bytes(&own_rows, d));
     let scores = gate(builder, source, tokens, weights);
     if load.capacity.agreed {
-        builder.push(Stream::Communication, OpKind::CapacitySync, &[scores], &[scores]);
+        builder.push(
+            Stream::Communication,
+            OpKind::CapacitySync,
+            &[scores],
+            &[scores],
+        );
     }
 
     builder.at(Stage::Encode, Pass::Forward, 0);
-    let dense = (plan.encode == Encode::Dense).then(|| dense_tensors(builder, shapes, layer.tokens()));
+    let dense =
+        (plan.encode == Encode::Dense).then(|| dense_tensors(builder, shapes, layer.tokens()));
     let chunk_rows = |chunk: u64| shapes.sent_rows(chunk, degree);
     let inputs: Vec<BufferId> = (0..degree)
         .map(|chunk| {
-            builder.buffer(format!("dispatch input {chunk}"), shapes.bytes(&chunk_rows(chunk), d))
+            builder.buffer(
+                format!("dispatch input {chunk}"),
+                shapes.bytes(&chunk_rows(chunk), d),
+            )
         })
         .collect();
     let kind = OpKind::Encode {
@@ -62,9 +77,16 @@ pub(super) fn emit(
     reads.extend(per_choice);
     builder.push(Stream::Compute, kind, &reads, &inputs);
     if plan.adaptive_r > 1 {
-        let what = Elementwise::Repeat { copies: plan.adaptive_r as u32 };
+        let what = Elementwise::Repeat {
+            copies: plan.adaptive_r as u32,
+        };
         let elements = shapes.slots.map(|rows| rows * d);
-        builder.push(Stream::Compute, OpKind::Elementwise { what, elements }, &inputs, &inputs);
+        builder.push(
+            Stream::Compute,
+            OpKind::Elementwise { what, elements },
+            &inputs,
+            &inputs,
+        );
     }
 
     let compute_weights = gather_weights(builder, weights, inputs[0]);
@@ -99,18 +121,35 @@ pub(super) fn emit(
             continue;
         }
         builder.at(Stage::Combine, Pass::Forward, chunk as usize);
-        let combined = builder.buffer(format!("combined {chunk}"), shapes.bytes(&chunk_rows(chunk), d));
+        let combined = builder.buffer(
+            format!("combined {chunk}"),
+            shapes.bytes(&chunk_rows(chunk), d),
+        );
         let traffic = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
         let elements = shapes.received_rows(chunk, degree).map(|rows| rows * d);
-        exchange::emit(builder, plan.all_to_all, traffic, &elements, output, combined);
+        exchange::emit(
+            builder,
+            plan.all_to_all,
+            traffic,
+            &elements,
+            output,
+            combined,
+        );
         saved.combined.push(combined);
     }
 
     builder.at(Stage::Decode, Pass::Forward, 0);
     if plan.adaptive_r > 1 {
-        let what = Elementwise::LocalSum { copies: plan.adaptive_r as u32 };
+        let what = Elementwise::LocalSum {
+            copies: plan.adaptive_r as u32,
+        };
         let elements = shapes.slots.map(|rows| rows * d);
-        builder.push(Stream::Compute, OpKind::Elementwise { what, elements }, &saved.combined, &saved.combined);
+        builder.push(
+            Stream::Compute,
+            OpKind::Elementwise { what, elements },
+            &saved.combined,
+            &saved.combined,
+        );
     }
     let output = builder.buffer("output", shapes.bytes(&own_rows, d));
     let kind = OpKind::Decode {
@@ -127,10 +166,18 @@ pub(super) fn emit(
     saved
 }
 
-fn gate(builder: &mut ProgramBuilder, source: &Source<'_>, tokens: BufferId, weights: &Weights) -> BufferId {
+fn gate(
+    builder: &mut ProgramBuilder,
+    source: &Source<'_>,
+    tokens: BufferId,
+    weights: &Weights,
+) -> BufferId {
     let layer = source.layer;
     builder.at(Stage::Gate, Pass::Forward, 0);
-    let scores = builder.buffer("gate scores", PerRank::Same(layer.tokens() * layer.num_experts * 4));
+    let scores = builder.buffer(
+        "gate scores",
+        PerRank::Same(layer.tokens() * layer.num_experts * 4),
+    );
     let kind = OpKind::Gate {
         encode: source.plan.encode,
         tokens: layer.tokens(),
@@ -160,7 +207,8 @@ fn per_choice_tensors(
     shapes: &Shapes,
     layer: &crate::spec::ResolvedLayer,
 ) -> BufferId {
-    let bytes = dense_bytes(shapes, layer.tokens()).map(|bytes| bytes * u64::from(layer.spec.top_k));
+    let bytes =
+        dense_bytes(shapes, layer.tokens()).map(|bytes| bytes * u64::from(layer.spec.top_k));
     builder.buffer("combine weights by choice (T,E,C)", bytes)
 }
 
@@ -178,7 +226,12 @@ fn gather_weights(builder: &mut ProgramBuilder, weights: &Weights, after: Buffer
     builder.at(Stage::Weights, Pass::Forward, 0);
     let gathered = builder.buffer("gathered weights", PerRank::Same(bytes));
     let kind = OpKind::AllGather { scope, bytes };
-    builder.push(Stream::Communication, kind, &[weights.slice, after], &[gathered]);
+    builder.push(
+        Stream::Communication,
+        kind,
+        &[weights.slice, after],
+        &[gathered],
+    );
     gathered
 }
 
@@ -205,15 +258,43 @@ fn expert(
         model_dim: d,
         hidden_dim: h,
     };
-    let pass = |what, channels: u64| OpKind::Elementwise { what, elements: rows.map(|rows| rows * channels) };
+    let pass = |what, channels: u64| OpKind::Elementwise {
+        what,
+        elements: rows.map(|rows| rows * channels),
+    };
     let weights = saved.weights;
-    builder.push(Stream::Compute, gemm(Expert::Up), &[input, weights], &[hidden]);
-    builder.push(Stream::Compute, pass(Elementwise::Bias, h), &[hidden, weights], &[hidden]);
+    builder.push(
+        Stream::Compute,
+        gemm(Expert::Up),
+        &[input, weights],
+        &[hidden],
+    );
+    builder.push(
+        Stream::Compute,
+        pass(Elementwise::Bias, h),
+        &[hidden, weights],
+        &[hidden],
+    );
     // A training step keeps the activation for the backward pass; ReLU needs nothing else, so the
     // pre-activation is overwritten.
-    builder.push(Stream::Compute, pass(Elementwise::Activation, h), &[hidden], &[hidden]);
-    builder.push(Stream::Compute, gemm(Expert::Down), &[hidden, weights], &[output]);
-    builder.push(Stream::Compute, pass(Elementwise::Bias, d), &[output, weights], &[output]);
+    builder.push(
+        Stream::Compute,
+        pass(Elementwise::Activation, h),
+        &[hidden],
+        &[hidden],
+    );
+    builder.push(
+        Stream::Compute,
+        gemm(Expert::Down),
+        &[hidden, weights],
+        &[output],
+    );
+    builder.push(
+        Stream::Compute,
+        pass(Elementwise::Bias, d),
+        &[output, weights],
+        &[output],
+    );
     if phase == Phase::Training {
         saved.activation.push(hidden);
     }

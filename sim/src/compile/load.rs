@@ -84,7 +84,9 @@ impl Load {
                     // copies differ by sampling noise only and touch nothing but the row copies of
                     // encode and decode.
                     kept: match padding {
-                        Padding::Capacity => PerRank::Same(kept.iter().sum::<u64>() / kept.len().max(1) as u64),
+                        Padding::Capacity => {
+                            PerRank::Same(kept.iter().sum::<u64>() / kept.len().max(1) as u64)
+                        }
                         Padding::Dropless if all_same => PerRank::Same(kept[0]),
                         Padding::Dropless => PerRank::Each(kept),
                     },
@@ -99,7 +101,9 @@ impl Load {
     pub(super) fn uneven(&self, layer: &ResolvedLayer, adaptive_r: u64) -> Option<Arc<Uneven>> {
         let counts = self.counts.as_ref()?;
         let mut known = self.uneven.lock().unwrap_or_else(PoisonError::into_inner);
-        let laid_out = known.entry(adaptive_r).or_insert_with(|| Arc::new(Uneven::new(layer, adaptive_r, counts)));
+        let laid_out = known
+            .entry(adaptive_r)
+            .or_insert_with(|| Arc::new(Uneven::new(layer, adaptive_r, counts)));
         Some(laid_out.clone())
     }
 }

@@ -70,8 +70,18 @@ pub struct Source<'a> {
 /// A degree of 0, an r that does not divide W/E, or nodes that do not divide the world.
 pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
     check(&source)?;
-    let Source { layer, gpus_per_node, plan, load, phase } = source;
-    let mut builder = ProgramBuilder::new(layer.world_size as usize, gpus_per_node as usize, layer.spec.dtype);
+    let Source {
+        layer,
+        gpus_per_node,
+        plan,
+        load,
+        phase,
+    } = source;
+    let mut builder = ProgramBuilder::new(
+        layer.world_size as usize,
+        gpus_per_node as usize,
+        layer.spec.dtype,
+    );
     let shapes = tensors::Shapes::new(&source);
     let weights = tensors::Weights::allocate(&mut builder, layer, plan.adaptive_r, phase);
     let saved = forward::emit(&mut builder, &source, &shapes, &weights, load);
@@ -82,19 +92,30 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
 }
 
 fn check(source: &Source<'_>) -> Result<(), SpecError> {
-    let Source { layer, gpus_per_node, plan, .. } = source;
+    let Source {
+        layer,
+        gpus_per_node,
+        plan,
+        ..
+    } = source;
     if *gpus_per_node == 0 || !layer.world_size.is_multiple_of(*gpus_per_node) {
         let expected = format!("a divisor of the {} GPUs", layer.world_size);
         return Err(SpecError::new("gpus-per-node", expected, gpus_per_node));
     }
-    for (field, degree) in [("pipeline-degree", plan.forward_degree), ("backward-degree", plan.backward_degree)] {
+    for (field, degree) in [
+        ("pipeline-degree", plan.forward_degree),
+        ("backward-degree", plan.backward_degree),
+    ] {
         if !(1..=256).contains(&degree) {
             return Err(SpecError::new(field, "1 to 256", degree));
         }
     }
     let valid = layer.valid_adaptive_r();
     if !valid.contains(&plan.adaptive_r) {
-        let expected = format!("0 or a divisor of W/E = {}: one of {valid:?}", layer.sharded_count);
+        let expected = format!(
+            "0 or a divisor of W/E = {}: one of {valid:?}",
+            layer.sharded_count
+        );
         return Err(SpecError::new("adaptive-r", expected, plan.adaptive_r));
     }
     Ok(())

@@ -29,7 +29,9 @@ pub(super) struct Shapes {
 
 impl Shapes {
     pub(super) fn new(source: &Source<'_>) -> Shapes {
-        let Source { layer, plan, load, .. } = source;
+        let Source {
+            layer, plan, load, ..
+        } = source;
         let degree = plan.forward_degree.max(plan.backward_degree);
         let capacity = load.capacity.padded(layer.sharded_count, degree);
         let uneven = match plan.padding {
@@ -56,7 +58,8 @@ impl Shapes {
 
     /// Rows a GPU sends in chunk `chunk` of `degree`, all r copies.
     pub(super) fn sent_rows(&self, chunk: u64, degree: u64) -> PerRank<u64> {
-        self.slots.map(|&rows| self.adaptive_r.max(1) * share_of_chunk(rows, chunk, degree))
+        self.slots
+            .map(|&rows| self.adaptive_r.max(1) * share_of_chunk(rows, chunk, degree))
     }
 
     /// Rows a GPU's experts multiply in chunk `chunk` of `degree`, by expert.
@@ -65,18 +68,30 @@ impl Shapes {
     /// is equal for every r (Section 11 of the spec sheet). r = 0: all E experts over own tokens.
     pub(super) fn expert_rows(&self, chunk: u64, degree: u64) -> ExpertRows {
         if let Some(uneven) = &self.uneven {
-            let cut = |rows: &Vec<u64>| rows.iter().map(|&rows| share_of_chunk(rows, chunk, degree)).collect();
-            return ExpertRows::Grouped(PerRank::Each(uneven.expert_rows.iter().map(cut).collect()));
+            let cut = |rows: &Vec<u64>| {
+                rows.iter()
+                    .map(|&rows| share_of_chunk(rows, chunk, degree))
+                    .collect()
+            };
+            return ExpertRows::Grouped(PerRank::Each(
+                uneven.expert_rows.iter().map(cut).collect(),
+            ));
         }
         if self.adaptive_r == 0 {
             let experts = self.local_experts * self.world.0 as u64 / self.sharded_count;
-            return ExpertRows::Padded { experts, blocks: 1, rows: self.capacity };
+            return ExpertRows::Padded {
+                experts,
+                blocks: 1,
+                rows: self.capacity,
+            };
         }
         let block = self.capacity * self.adaptive_r / self.sharded_count / degree;
         match self.layout {
-            Layout::Conventional => {
-                ExpertRows::Padded { experts: self.local_experts, blocks: self.world.0 as u64, rows: block.max(1) }
-            }
+            Layout::Conventional => ExpertRows::Padded {
+                experts: self.local_experts,
+                blocks: self.world.0 as u64,
+                rows: block.max(1),
+            },
             Layout::Flexible => ExpertRows::Padded {
                 experts: self.local_experts,
                 blocks: 1,
@@ -88,18 +103,29 @@ impl Shapes {
     /// Rows over all experts of a GPU in one chunk.
     pub(super) fn received_rows(&self, chunk: u64, degree: u64) -> PerRank<u64> {
         match self.expert_rows(chunk, degree) {
-            ExpertRows::Padded { experts, blocks, rows } => PerRank::Same(experts * blocks * rows),
+            ExpertRows::Padded {
+                experts,
+                blocks,
+                rows,
+            } => PerRank::Same(experts * blocks * rows),
             ExpertRows::Grouped(rows) => rows.map(|rows| rows.iter().sum()),
         }
     }
 
     /// The exchanges of one chunk's dispatch (or, `transposed`, combine) All-to-All: one a phase.
-    pub(super) fn all_to_all(&self, algorithm: AllToAll, chunk: u64, degree: u64, transposed: bool) -> Vec<Traffic> {
+    pub(super) fn all_to_all(
+        &self,
+        algorithm: AllToAll,
+        chunk: u64,
+        degree: u64,
+        transposed: bool,
+    ) -> Vec<Traffic> {
         match &self.uneven {
             None => {
-                let bytes_per_peer = self.local_experts * self.capacity * self.adaptive_r * self.row_bytes
-                    / self.sharded_count
-                    / degree;
+                let bytes_per_peer =
+                    self.local_experts * self.capacity * self.adaptive_r * self.row_bytes
+                        / self.sharded_count
+                        / degree;
                 exchange::uniform_phases(algorithm, bytes_per_peer, self.world)
             }
             Some(uneven) => uneven
@@ -154,11 +180,19 @@ impl Weights {
         let gate = builder.persistent("gate weight", gate_parameters * 4);
         let gradient = (phase == Phase::Training).then(|| {
             let state = if dtype.bytes() == 2 { 12 } else { 8 };
-            builder.persistent("optimizer state (Adam)", (parameters + gate_parameters) * state);
+            builder.persistent(
+                "optimizer state (Adam)",
+                (parameters + gate_parameters) * state,
+            );
             builder.persistent("gate gradient", gate_parameters * 4);
             builder.persistent("expert gradients", bytes)
         });
-        Weights { slice, gradient, gather: gather_scope(layer, adaptive_r, dtype), gate }
+        Weights {
+            slice,
+            gradient,
+            gather: gather_scope(layer, adaptive_r, dtype),
+            gate,
+        }
     }
 }
 
@@ -170,5 +204,13 @@ fn gather_scope(layer: &ResolvedLayer, adaptive_r: u64, dtype: DType) -> Option<
         0 => return Some((Scope::World, slice_bytes * layer.world_size)),
         r => layer.sharded_count / r,
     };
-    (group > 1).then(|| (Scope::Strided { size: group as u32, stride: 1 }, slice_bytes * group))
+    (group > 1).then(|| {
+        (
+            Scope::Strided {
+                size: group as u32,
+                stride: 1,
+            },
+            slice_bytes * group,
+        )
+    })
 }

@@ -29,7 +29,10 @@ impl Uneven {
         let experts = layer.num_experts as usize;
         let (local, sharded) = (layer.local_experts as usize, layer.sharded_count as usize);
         if adaptive_r == 0 {
-            let own = counts.chunks(experts).map(|row| row.iter().map(|&c| u64::from(c)).collect()).collect();
+            let own = counts
+                .chunks(experts)
+                .map(|row| row.iter().map(|&c| u64::from(c)).collect())
+                .collect();
             return Uneven {
                 dispatch: Arc::default(),
                 combine: Arc::default(),
@@ -43,7 +46,10 @@ impl Uneven {
         let mut expert_rows = vec![vec![0u64; local]; world];
         for source in 0..world {
             let row = &mut dispatch[source * world..(source + 1) * world];
-            for (expert, &count) in counts[source * experts..(source + 1) * experts].iter().enumerate() {
+            for (expert, &count) in counts[source * experts..(source + 1) * experts]
+                .iter()
+                .enumerate()
+            {
                 for slice in 0..slices {
                     let home = match sharded {
                         1 => expert / local,
@@ -55,13 +61,27 @@ impl Uneven {
             }
         }
         let combine = transpose(&dispatch, world);
-        Uneven { dispatch: Arc::new(dispatch), combine: Arc::new(combine), expert_rows, phases: Mutex::default() }
+        Uneven {
+            dispatch: Arc::new(dispatch),
+            combine: Arc::new(combine),
+            expert_rows,
+            phases: Mutex::default(),
+        }
     }
 
     /// The exchanges `algorithm` makes of the dispatch (or, `transposed`, the combine).
-    pub(super) fn phases(&self, algorithm: AllToAll, transposed: bool, world: (usize, usize)) -> Phases {
+    pub(super) fn phases(
+        &self,
+        algorithm: AllToAll,
+        transposed: bool,
+        world: (usize, usize),
+    ) -> Phases {
         let mut known = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = if transposed { &self.combine } else { &self.dispatch };
+        let rows = if transposed {
+            &self.combine
+        } else {
+            &self.dispatch
+        };
         known
             .entry((algorithm, transposed))
             .or_insert_with(|| Arc::new(exchange::uneven_phases(algorithm, rows, world)))

@@ -12,7 +12,11 @@ const COLLECTIVE_LAUNCHES: u32 = 1;
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
     let mut exchanges: Vec<Option<(PerRank<Time>, Provenance)>> = vec![None; program.traffic.len()];
-    program.ops.iter().map(|op| price_op(program, op, model, &mut exchanges)).collect()
+    program
+        .ops
+        .iter()
+        .map(|op| price_op(program, op, model, &mut exchanges))
+        .collect()
 }
 
 fn price_op(
@@ -27,9 +31,19 @@ fn price_op(
         resource: Resource::Collective,
         provenance,
     };
-    let same = |estimate: Estimate| collective(PerRank::Same(estimate.time), estimate.provenance, COLLECTIVE_LAUNCHES);
+    let same = |estimate: Estimate| {
+        collective(
+            PerRank::Same(estimate.time),
+            estimate.provenance,
+            COLLECTIVE_LAUNCHES,
+        )
+    };
     match &op.kind {
-        OpKind::Exchange { traffic, transport, first } => {
+        OpKind::Exchange {
+            traffic,
+            transport,
+            first,
+        } => {
             let TrafficId(index) = *traffic;
             // A matrix is used by one transport at one place in its All-to-All, so one price serves
             // every chunk that shares it.
@@ -64,7 +78,10 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
     let on_rank = |rank: usize| {
         let work = op.kind.work(op.pass, rank, program.dtype);
         let start = Estimate::new(Time::ZERO, Provenance::Measured);
-        let total = work.iter().map(|work| model.kernel(work)).fold(start, Estimate::then);
+        let total = work
+            .iter()
+            .map(|work| model.kernel(work))
+            .fold(start, Estimate::then);
         (total, work.len() as u32)
     };
     let resource = match &op.kind {
@@ -72,24 +89,43 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         OpKind::Elementwise { .. } => Resource::Memory,
         OpKind::Gate { .. } | OpKind::Encode { .. } | OpKind::Decode { .. } => {
             let gemm = |work: &Work| matches!(work, Work::Gemm(_));
-            if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) { Resource::Gemm } else { Resource::Memory }
+            if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) {
+                Resource::Gemm
+            } else {
+                Resource::Memory
+            }
         }
-        OpKind::Exchange { .. } | OpKind::AllGather { .. } | OpKind::ReduceScatter { .. } | OpKind::CapacitySync => {
-            Resource::Collective
-        }
+        OpKind::Exchange { .. }
+        | OpKind::AllGather { .. }
+        | OpKind::ReduceScatter { .. }
+        | OpKind::CapacitySync => Resource::Collective,
     };
     if !differs_by_rank(&op.kind) {
         let (estimate, launches) = on_rank(0);
-        return PricedOp { alone: PerRank::Same(estimate.time), launches, resource, provenance: estimate.provenance };
+        return PricedOp {
+            alone: PerRank::Same(estimate.time),
+            launches,
+            resource,
+            provenance: estimate.provenance,
+        };
     }
-    let (mut times, mut most, mut provenance) = (Vec::with_capacity(program.world_size), 0, Provenance::Measured);
+    let (mut times, mut most, mut provenance) = (
+        Vec::with_capacity(program.world_size),
+        0,
+        Provenance::Measured,
+    );
     for rank in 0..program.world_size {
         let (estimate, launches) = on_rank(rank);
         times.push(estimate.time);
         most = most.max(launches);
         provenance = provenance.worse(estimate.provenance);
     }
-    PricedOp { alone: PerRank::Each(times), launches: most, resource, provenance }
+    PricedOp {
+        alone: PerRank::Each(times),
+        launches: most,
+        resource,
+        provenance,
+    }
 }
 
 fn differs_by_rank(kind: &OpKind) -> bool {
@@ -97,14 +133,22 @@ fn differs_by_rank(kind: &OpKind) -> bool {
         OpKind::Encode { copies, slots, .. } | OpKind::Decode { copies, slots, .. } => {
             !copies.is_same() || !slots.is_same()
         }
-        OpKind::ExpertGemm { rows: ExpertRows::Grouped(rows), .. } => !rows.is_same(),
-        OpKind::Elementwise { what: Elementwise::StrideCopy, elements } | OpKind::Elementwise { elements, .. } => {
-            !elements.is_same()
+        OpKind::ExpertGemm {
+            rows: ExpertRows::Grouped(rows),
+            ..
+        } => !rows.is_same(),
+        OpKind::Elementwise {
+            what: Elementwise::StrideCopy,
+            elements,
         }
+        | OpKind::Elementwise { elements, .. } => !elements.is_same(),
         OpKind::Gate { .. }
         | OpKind::CapacitySync
         | OpKind::Exchange { .. }
-        | OpKind::ExpertGemm { rows: ExpertRows::Padded { .. }, .. }
+        | OpKind::ExpertGemm {
+            rows: ExpertRows::Padded { .. },
+            ..
+        }
         | OpKind::AllGather { .. }
         | OpKind::ReduceScatter { .. } => false,
     }

@@ -30,12 +30,19 @@ const ARITY: usize = 4;
 impl<E: Copy> EventQueue<E> {
     /// An empty queue.
     pub fn new() -> Self {
-        EventQueue { heap: Vec::new(), next_sequence: 0 }
+        EventQueue {
+            heap: Vec::new(),
+            next_sequence: 0,
+        }
     }
 
     /// Adds an event at `time`.
     pub fn push(&mut self, time: Time, event: E) {
-        let entry = Entry { time, sequence: self.next_sequence, event };
+        let entry = Entry {
+            time,
+            sequence: self.next_sequence,
+            event,
+        };
         self.next_sequence += 1;
         let mut hole = self.heap.len();
         self.heap.push(entry);

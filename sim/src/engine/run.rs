@@ -54,10 +54,18 @@ impl Contention {
         use Resource::{Collective, Gemm, Memory};
         let fixed = |rate: f64| ((rate * FULL_RATE as f64).round() as u64).clamp(1, FULL_RATE);
         match (compute, communication) {
-            (Gemm, Collective) => (fixed(self.gemm_beside_collective), fixed(self.collective_beside_gemm)),
-            (Memory, Collective) => (fixed(self.memory_beside_collective), fixed(self.collective_beside_memory)),
+            (Gemm, Collective) => (
+                fixed(self.gemm_beside_collective),
+                fixed(self.collective_beside_gemm),
+            ),
+            (Memory, Collective) => (
+                fixed(self.memory_beside_collective),
+                fixed(self.collective_beside_memory),
+            ),
             // Two kernels that each fill the GPU share it evenly: nothing is gained or lost.
-            (Gemm | Memory | Collective, Gemm | Memory) | (Collective, Collective) => (FULL_RATE / 2, FULL_RATE / 2),
+            (Gemm | Memory | Collective, Gemm | Memory) | (Collective, Collective) => {
+                (FULL_RATE / 2, FULL_RATE / 2)
+            }
         }
     }
 }
@@ -78,7 +86,11 @@ enum Event {
     /// The host has issued the operation a stream waits for.
     Issued { row: u32, stream: u8 },
     /// A running operation is done, unless its generation has passed.
-    Done { row: u32, stream: u8, generation: u32 },
+    Done {
+        row: u32,
+        stream: u8,
+        generation: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,13 +144,21 @@ struct Run<'a> {
 /// issue one kernel.
 ///
 /// Where every operation takes the same time on every rank, one rank is played for all.
-pub fn run(program: &Program, priced: &[PricedOp], contention: &Contention, host_launch: Time) -> (Timeline, RunStats) {
+pub fn run(
+    program: &Program,
+    priced: &[PricedOp],
+    contention: &Contention,
+    host_launch: Time,
+) -> (Timeline, RunStats) {
     let alike = priced.iter().all(|op| op.alone.is_same());
     let rows = if alike { 1 } else { program.world_size };
     let mut run = Run::new(program, priced, contention, host_launch, rows);
     run.play();
     let stats = RunStats { rows, ..run.stats };
-    (Timeline::new(program.world_size, program.ops.len(), run.spans), stats)
+    (
+        Timeline::new(program.world_size, program.ops.len(), run.spans),
+        stats,
+    )
 }
 
 fn lane_of(stream: Stream) -> usize {
@@ -176,10 +196,32 @@ impl<'a> Run<'a> {
                 (cursor, last_sync) = (Time::ZERO, Some(id));
             }
         }
-        let scopes: Vec<Option<Scope>> = program.ops.iter().map(|op| op.kind.scope(&program.traffic)).collect();
-        let groups = |scope: &Option<Scope>| scope.map_or(0, |s| program.world_size / s.group_size(program.world_size));
-        let arrived = scopes.iter().map(|scope| if rows == 1 { vec![0] } else { vec![0; groups(scope)] }).collect();
-        let lane = Lane { next: 0, head: Head::Waiting, left: 0, rate: FULL_RATE, since: Time::ZERO, generation: 0 };
+        let scopes: Vec<Option<Scope>> = program
+            .ops
+            .iter()
+            .map(|op| op.kind.scope(&program.traffic))
+            .collect();
+        let groups = |scope: &Option<Scope>| {
+            scope.map_or(0, |s| program.world_size / s.group_size(program.world_size))
+        };
+        let arrived = scopes
+            .iter()
+            .map(|scope| {
+                if rows == 1 {
+                    vec![0]
+                } else {
+                    vec![0; groups(scope)]
+                }
+            })
+            .collect();
+        let lane = Lane {
+            next: 0,
+            head: Head::Waiting,
+            left: 0,
+            rate: FULL_RATE,
+            since: Time::ZERO,
+            generation: 0,
+        };
         Run {
             program,
             priced,
@@ -193,7 +235,13 @@ impl<'a> Run<'a> {
             arrived,
             issue,
             after_sync,
-            spans: vec![Span { start: Time::ZERO, end: Time::ZERO }; rows * ops],
+            spans: vec![
+                Span {
+                    start: Time::ZERO,
+                    end: Time::ZERO
+                };
+                rows * ops
+            ],
             queue: EventQueue::new(),
             stats: RunStats::default(),
         }
@@ -210,7 +258,11 @@ impl<'a> Run<'a> {
             self.record(now, event);
             match event {
                 Event::Issued { row, stream } => self.advance(row as usize, stream as usize, now),
-                Event::Done { row, stream, generation } => {
+                Event::Done {
+                    row,
+                    stream,
+                    generation,
+                } => {
                     let (row, stream) = (row as usize, stream as usize);
                     if self.lanes[row][stream].generation == generation {
                         self.complete(row, stream, now);
@@ -248,7 +300,13 @@ impl<'a> Run<'a> {
             return;
         };
         if issued > now {
-            self.queue.push(issued, Event::Issued { row: row as u32, stream: stream as u8 });
+            self.queue.push(
+                issued,
+                Event::Issued {
+                    row: row as u32,
+                    stream: stream as u8,
+                },
+            );
             return;
         }
         match self.scopes[index] {
@@ -295,7 +353,11 @@ impl<'a> Run<'a> {
         self.spans[row * self.program.ops.len() + op.index()].start = now;
         let lane = &mut self.lanes[row][stream];
         lane.head = Head::Running;
-        lane.left = self.priced[op.index()].alone.get(row).as_ps().saturating_mul(FULL_RATE);
+        lane.left = self.priced[op.index()]
+            .alone
+            .get(row)
+            .as_ps()
+            .saturating_mul(FULL_RATE);
         lane.since = now;
         lane.rate = 0;
         self.balance(row, now);
@@ -327,7 +389,8 @@ impl<'a> Run<'a> {
     fn balance(&mut self, row: usize, now: Time) {
         let running = |run: &Run<'_>, stream: usize| {
             let lane = &run.lanes[row][stream];
-            (lane.head == Head::Running).then(|| run.priced[run.order[stream][lane.next].index()].resource)
+            (lane.head == Head::Running)
+                .then(|| run.priced[run.order[stream][lane.next].index()].resource)
         };
         let rates = match (running(self, 0), running(self, 1)) {
             (Some(compute), Some(communication)) => self.contention.rates(compute, communication),
@@ -344,7 +407,11 @@ impl<'a> Run<'a> {
             lane.rate = rate;
             lane.generation += 1;
             let end = now + Time::from_ps(lane.left.div_ceil(rate));
-            let event = Event::Done { row: row as u32, stream: stream as u8, generation: lane.generation };
+            let event = Event::Done {
+                row: row as u32,
+                stream: stream as u8,
+                generation: lane.generation,
+            };
             self.queue.push(end, event);
         }
     }

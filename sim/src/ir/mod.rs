@@ -12,7 +12,10 @@ mod traffic;
 mod work;
 
 pub use buffer::{Buffer, BufferId, Lifetime};
-pub use op::{Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream, Transport};
+pub use op::{
+    Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream,
+    Transport,
+};
 pub use per_rank::PerRank;
 pub use program::{Program, ProgramBuilder};
 pub use timeline::{Span, Timeline};

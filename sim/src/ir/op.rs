@@ -184,7 +184,11 @@ impl ExpertRows {
     /// Rows over all local experts of `rank`.
     pub fn total(&self, rank: usize) -> u64 {
         match self {
-            ExpertRows::Padded { experts, blocks, rows } => experts * blocks * rows,
+            ExpertRows::Padded {
+                experts,
+                blocks,
+                rows,
+            } => experts * blocks * rows,
             ExpertRows::Grouped(rows) => rows.get(rank).iter().sum(),
         }
     }
@@ -328,17 +332,37 @@ impl OpKind {
         match self {
             OpKind::Gate { .. } => "gate",
             OpKind::CapacitySync => "capacity all-reduce",
-            OpKind::Encode { encode: Encode::Dense, .. } => "dense encode",
-            OpKind::Encode { encode: Encode::Sparse, .. } => "sparse encode",
-            OpKind::Decode { encode: Encode::Dense, .. } => "dense decode",
-            OpKind::Decode { encode: Encode::Sparse, .. } => "sparse decode",
+            OpKind::Encode {
+                encode: Encode::Dense,
+                ..
+            } => "dense encode",
+            OpKind::Encode {
+                encode: Encode::Sparse,
+                ..
+            } => "sparse encode",
+            OpKind::Decode {
+                encode: Encode::Dense,
+                ..
+            } => "dense decode",
+            OpKind::Decode {
+                encode: Encode::Sparse,
+                ..
+            } => "sparse decode",
             OpKind::Exchange { .. } => "exchange",
-            OpKind::ExpertGemm { matrix: Expert::Up, gradient, .. } => match gradient {
+            OpKind::ExpertGemm {
+                matrix: Expert::Up,
+                gradient,
+                ..
+            } => match gradient {
                 Gradient::Output => "x·W1",
                 Gradient::Input => "grad x",
                 Gradient::Weight => "grad W1",
             },
-            OpKind::ExpertGemm { matrix: Expert::Down, gradient, .. } => match gradient {
+            OpKind::ExpertGemm {
+                matrix: Expert::Down,
+                gradient,
+                ..
+            } => match gradient {
                 Gradient::Output => "h·W2",
                 Gradient::Input => "grad h",
                 Gradient::Weight => "grad W2",

@@ -1,6 +1,8 @@
 //! The program and the builder that checks it.
 
-use super::{Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Stage, Stream, Traffic, TrafficId};
+use super::{
+    Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Stage, Stream, Traffic, TrafficId,
+};
 use crate::spec::DType;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +26,10 @@ pub struct Program {
 impl Program {
     /// The operations with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (OpId, &Op)> {
-        self.ops.iter().enumerate().map(|(index, op)| (OpId(index as u32), op))
+        self.ops
+            .iter()
+            .enumerate()
+            .map(|(index, op)| (OpId(index as u32), op))
     }
 
     /// The byte matrix of an exchange.
@@ -33,8 +38,12 @@ impl Program {
     }
 
     /// Floating-point operations of all kernels of `rank` (matrix products only).
-    pub fn flops(&self, rank: usize) -> u64 {
-        self.ops.iter().flat_map(|op| op.kind.work(op.pass, rank, self.dtype)).map(|work| work.flops()).sum()
+    pub fn flops(&self, rank: usize) -> f64 {
+        self.ops
+            .iter()
+            .flat_map(|op| op.kind.work(op.pass, rank, self.dtype))
+            .map(|work| work.flops())
+            .sum()
     }
 
     /// Bytes `rank` sends to other ranks in all exchanges.
@@ -71,10 +80,17 @@ impl Program {
                 .map(|buffer| *self.buffers[buffer].bytes.get(rank))
                 .fold(0, u64::saturating_add)
         };
-        let worst = (0..self.ops.len()).max_by_key(|&index| live_bytes(index)).unwrap_or(0);
+        let worst = (0..self.ops.len())
+            .max_by_key(|&index| live_bytes(index))
+            .unwrap_or(0);
         let live = (0..self.buffers.len())
             .filter(|&buffer| alive_at(buffer, worst))
-            .map(|buffer| (self.buffers[buffer].name.as_str(), *self.buffers[buffer].bytes.get(rank)))
+            .map(|buffer| {
+                (
+                    self.buffers[buffer].name.as_str(),
+                    *self.buffers[buffer].bytes.get(rank),
+                )
+            })
             .collect();
         (live_bytes(worst), live)
     }
@@ -130,7 +146,11 @@ impl ProgramBuilder {
 
     fn allocate(&mut self, name: String, bytes: PerRank<u64>, lifetime: Lifetime) -> BufferId {
         let id = BufferId(self.program.buffers.len() as u32);
-        self.program.buffers.push(Buffer { name, bytes, lifetime });
+        self.program.buffers.push(Buffer {
+            name,
+            bytes,
+            lifetime,
+        });
         self.writer.push(Vec::new());
         self.readers.push(Vec::new());
         id
@@ -144,22 +164,47 @@ impl ProgramBuilder {
     /// Registers a byte matrix; equal ones are stored once.
     pub fn traffic(&mut self, traffic: Traffic) -> TrafficId {
         let same = |known: &Traffic| match (known, &traffic) {
-            (Traffic::Matrix { rows: a, scope: s, chunk: i, chunks: n, .. }, Traffic::Matrix { rows: b, scope: t, chunk: j, chunks: m, .. }) => {
-                std::sync::Arc::ptr_eq(a, b) && (s, i, n) == (t, j, m)
-            }
+            (
+                Traffic::Matrix {
+                    rows: a,
+                    scope: s,
+                    chunk: i,
+                    chunks: n,
+                    ..
+                },
+                Traffic::Matrix {
+                    rows: b,
+                    scope: t,
+                    chunk: j,
+                    chunks: m,
+                    ..
+                },
+            ) => std::sync::Arc::ptr_eq(a, b) && (s, i, n) == (t, j, m),
             (Traffic::Uniform { .. }, Traffic::Uniform { .. }) => *known == traffic,
-            (Traffic::Matrix { .. }, Traffic::Uniform { .. }) | (Traffic::Uniform { .. }, Traffic::Matrix { .. }) => false,
+            (Traffic::Matrix { .. }, Traffic::Uniform { .. })
+            | (Traffic::Uniform { .. }, Traffic::Matrix { .. }) => false,
         };
-        let index = self.program.traffic.iter().position(same).unwrap_or_else(|| {
-            self.program.traffic.push(traffic.clone());
-            self.program.traffic.len() - 1
-        });
+        let index = self
+            .program
+            .traffic
+            .iter()
+            .position(same)
+            .unwrap_or_else(|| {
+                self.program.traffic.push(traffic.clone());
+                self.program.traffic.len() - 1
+            });
         TrafficId(index as u32)
     }
 
     /// Appends an operation. It waits for the last writers of what it reads, and for the last
     /// readers and writers of what it writes.
-    pub fn push(&mut self, stream: Stream, kind: OpKind, reads: &[BufferId], writes: &[BufferId]) -> OpId {
+    pub fn push(
+        &mut self,
+        stream: Stream,
+        kind: OpKind,
+        reads: &[BufferId],
+        writes: &[BufferId],
+    ) -> OpId {
         let id = OpId(self.program.ops.len() as u32);
         let mut after: Vec<OpId> = Vec::new();
         for buffer in reads {

@@ -29,7 +29,11 @@ pub struct Timeline {
 impl Timeline {
     /// A timeline from its spans, one row of `num_ops` for every rank, or one row for all.
     pub fn new(world_size: usize, num_ops: usize, spans: Vec<Span>) -> Timeline {
-        Timeline { world_size, num_ops, spans }
+        Timeline {
+            world_size,
+            num_ops,
+            spans,
+        }
     }
 
     /// Rows held: 1 when all ranks are alike, else the world size.
@@ -50,12 +54,19 @@ impl Timeline {
 
     /// When `rank` is done.
     pub fn finish_of(&self, rank: usize) -> Time {
-        self.rank(rank).iter().map(|span| span.end).max().unwrap_or(Time::ZERO)
+        self.rank(rank)
+            .iter()
+            .map(|span| span.end)
+            .max()
+            .unwrap_or(Time::ZERO)
     }
 
     /// The rank that is done last (the first of equals).
     pub fn slowest_rank(&self) -> usize {
-        (0..self.rows()).rev().max_by_key(|&rank| self.finish_of(rank)).unwrap_or(0)
+        (0..self.rows())
+            .rev()
+            .max_by_key(|&rank| self.finish_of(rank))
+            .unwrap_or(0)
     }
 
     /// When all ranks are done.

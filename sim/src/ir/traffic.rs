@@ -51,15 +51,27 @@ impl Traffic {
     /// Bytes `source` sends to `destination`, another rank of its group.
     pub fn bytes(&self, source: usize, destination: usize, world_size: usize) -> u64 {
         match self {
-            Traffic::Uniform { scope, bytes_per_peer } => {
-                let peers = source != destination && scope.group_of(source) == scope.group_of(destination);
+            Traffic::Uniform {
+                scope,
+                bytes_per_peer,
+            } => {
+                let peers =
+                    source != destination && scope.group_of(source) == scope.group_of(destination);
                 if peers { *bytes_per_peer } else { 0 }
             }
-            Traffic::Matrix { rows, row_bytes, chunk, chunks, .. } => {
+            Traffic::Matrix {
+                rows,
+                row_bytes,
+                chunk,
+                chunks,
+                ..
+            } => {
                 let rows = u64::from(rows[source * world_size + destination]);
                 match source == destination {
                     true => 0,
-                    false => row_bytes * share_of_chunk(rows, u64::from(*chunk), u64::from(*chunks)),
+                    false => {
+                        row_bytes * share_of_chunk(rows, u64::from(*chunk), u64::from(*chunks))
+                    }
                 }
             }
         }
@@ -68,8 +80,13 @@ impl Traffic {
     /// Bytes `rank` sends to all others.
     pub fn sent_by(&self, rank: usize, world_size: usize) -> u64 {
         match self {
-            Traffic::Uniform { scope, bytes_per_peer } => bytes_per_peer * (scope.group_size(world_size) as u64 - 1),
-            Traffic::Matrix { .. } => (0..world_size).map(|peer| self.bytes(rank, peer, world_size)).sum(),
+            Traffic::Uniform {
+                scope,
+                bytes_per_peer,
+            } => bytes_per_peer * (scope.group_size(world_size) as u64 - 1),
+            Traffic::Matrix { .. } => (0..world_size)
+                .map(|peer| self.bytes(rank, peer, world_size))
+                .sum(),
         }
     }
 
@@ -77,7 +94,9 @@ impl Traffic {
     pub fn received_by(&self, rank: usize, world_size: usize) -> u64 {
         match self {
             Traffic::Uniform { .. } => self.sent_by(rank, world_size),
-            Traffic::Matrix { .. } => (0..world_size).map(|peer| self.bytes(peer, rank, world_size)).sum(),
+            Traffic::Matrix { .. } => (0..world_size)
+                .map(|peer| self.bytes(peer, rank, world_size))
+                .sum(),
         }
     }
 }

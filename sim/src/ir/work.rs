@@ -18,10 +18,10 @@ pub enum Work {
 
 impl Work {
     /// Floating-point operations; those of memory-bound kernels are not counted.
-    pub fn flops(&self) -> u64 {
+    pub fn flops(&self) -> f64 {
         match self {
             Work::Gemm(shape) => shape.flops(),
-            Work::Memory { .. } => 0,
+            Work::Memory { .. } => 0.0,
         }
     }
 }
@@ -50,53 +50,107 @@ fn dense_gate_passes(top_k: u64, pass: Pass) -> u64 {
 impl OpKind {
     /// The kernels `rank` launches for this operation. A collective's own kernel is not among them.
     pub fn work(&self, pass: Pass, rank: usize, dtype: DType) -> Vec<Work> {
-        let memory = |elements: u64| Work::Memory { bytes: elements.saturating_mul(dtype.bytes()) };
-        let gemm = |batch, m, n, k| Work::Gemm(GemmShape { batch, m, n, k, dtype });
+        let memory = |elements: u64| Work::Memory {
+            bytes: elements.saturating_mul(dtype.bytes()),
+        };
+        let gemm = |m, n, k| Work::Gemm(GemmShape::dense(m, n, k, dtype));
         match self {
-            OpKind::Gate { encode, tokens, experts, model_dim, top_k } => {
-                gate_work(*encode, pass, *tokens, *experts, *model_dim, u64::from(*top_k), dtype)
-            }
-            OpKind::CapacitySync | OpKind::Exchange { .. } | OpKind::AllGather { .. } | OpKind::ReduceScatter { .. } => {
-                Vec::new()
-            }
-            OpKind::Encode { encode, tokens, copies, slots, model_dim } => {
+            OpKind::Gate {
+                encode,
+                tokens,
+                experts,
+                model_dim,
+                top_k,
+            } => gate_work(
+                *encode,
+                pass,
+                *tokens,
+                *experts,
+                *model_dim,
+                u64::from(*top_k),
+                dtype,
+            ),
+            OpKind::CapacitySync
+            | OpKind::Exchange { .. }
+            | OpKind::AllGather { .. }
+            | OpKind::ReduceScatter { .. } => Vec::new(),
+            OpKind::Encode {
+                encode,
+                tokens,
+                copies,
+                slots,
+                model_dim,
+            } => {
                 let (copies, slots, d) = (*copies.get(rank), *slots.get(rank), *model_dim);
                 let tec = tokens * slots;
                 match (encode, pass) {
                     // Mask (T,E,C) from the combine weights: bool (1/4) and back to numbers, then
                     // einsum("TEC,TM->ECM").
-                    (Encode::Dense, Pass::Forward) => vec![memory(tec * 5 / 4), memory(tec * 5 / 4), gemm(1, slots, d, *tokens)],
-                    (Encode::Dense, Pass::Backward) => vec![gemm(1, *tokens, d, slots)],
+                    (Encode::Dense, Pass::Forward) => vec![
+                        memory(tec * 5 / 4),
+                        memory(tec * 5 / 4),
+                        gemm(slots, d, *tokens),
+                    ],
+                    (Encode::Dense, Pass::Backward) => vec![gemm(*tokens, d, slots)],
                     // Zero fill, then K0: a row read and a row written per copy.
-                    (Encode::Sparse, Pass::Forward) => vec![memory(slots * d), memory(2 * copies * d)],
+                    (Encode::Sparse, Pass::Forward) => {
+                        vec![memory(slots * d), memory(2 * copies * d)]
+                    }
                     // K1: rows gathered, token gradients written.
                     (Encode::Sparse, Pass::Backward) => vec![memory((copies + tokens) * d)],
                 }
             }
-            OpKind::Decode { encode, tokens, copies, slots, model_dim } => {
+            OpKind::Decode {
+                encode,
+                tokens,
+                copies,
+                slots,
+                model_dim,
+            } => {
                 let (copies, slots, d) = (*copies.get(rank), *slots.get(rank), *model_dim);
                 let tec = tokens * slots;
                 match (encode, pass) {
                     // einsum("TE,TC->TEC") per choice and their sum (k = 2: 2 writes, then 2 reads
                     // and a write), then einsum("TEC,ECM->TM").
                     (Encode::Dense, Pass::Forward) => {
-                        vec![memory(2 * tec), memory(3 * tec), gemm(1, *tokens, d, slots)]
+                        vec![memory(2 * tec), memory(3 * tec), gemm(*tokens, d, slots)]
                     }
                     // Gradients of both factors, and the (T,E,C) gradient read once per choice.
                     (Encode::Dense, Pass::Backward) => {
-                        vec![gemm(1, slots, d, *tokens), gemm(1, *tokens, slots, d), memory(2 * tec), memory(2 * tec)]
+                        vec![
+                            gemm(slots, d, *tokens),
+                            gemm(*tokens, slots, d),
+                            memory(2 * tec),
+                            memory(2 * tec),
+                        ]
                     }
                     // K1: rows gathered and weighted by score.
                     (Encode::Sparse, Pass::Forward) => vec![memory((copies + tokens) * d)],
                     // K2: row-wise dot products; then zero fill and K0 with the score.
                     (Encode::Sparse, Pass::Backward) => {
-                        vec![memory(2 * copies * d), memory(slots * d), memory(2 * copies * d)]
+                        vec![
+                            memory(2 * copies * d),
+                            memory(slots * d),
+                            memory(2 * copies * d),
+                        ]
                     }
                 }
             }
-            OpKind::ExpertGemm { matrix, gradient, rows, model_dim, hidden_dim } => {
-                expert_gemm_work(*matrix, *gradient, rows, *model_dim, *hidden_dim, rank, dtype)
-            }
+            OpKind::ExpertGemm {
+                matrix,
+                gradient,
+                rows,
+                model_dim,
+                hidden_dim,
+            } => expert_gemm_work(
+                *matrix,
+                *gradient,
+                rows,
+                *model_dim,
+                *hidden_dim,
+                rank,
+                dtype,
+            ),
             OpKind::Elementwise { what, elements } => {
                 let elements = *elements.get(rank);
                 let one_way = match what {
@@ -106,7 +160,9 @@ impl OpKind {
                     | Elementwise::Gather => 2,
                     Elementwise::ActivationGradient => 3,
                     Elementwise::BiasGradient => 1,
-                    Elementwise::Repeat { copies } | Elementwise::LocalSum { copies } => 1 + u64::from(*copies),
+                    Elementwise::Repeat { copies } | Elementwise::LocalSum { copies } => {
+                        1 + u64::from(*copies)
+                    }
                 };
                 vec![memory(one_way * elements)]
             }
@@ -124,18 +180,30 @@ fn gate_work(
     dtype: DType,
 ) -> Vec<Work> {
     // The gate computes in 4-byte numbers whatever the layer's type; its product uses tensor cores.
-    let gate_dtype = if dtype == DType::Fp32 { DType::Fp32 } else { DType::Tf32 };
-    let gemm = |m, n, k| Work::Gemm(GemmShape { batch: 1, m, n, k, dtype: gate_dtype });
+    let gate_dtype = if dtype == DType::Fp32 {
+        DType::Fp32
+    } else {
+        DType::Tf32
+    };
+    let gemm = |m, n, k| Work::Gemm(GemmShape::dense(m, n, k, gate_dtype));
     let passes = match encode {
         Encode::Dense => dense_gate_passes(top_k, pass),
         Encode::Sparse => sparse_gate_passes(top_k, pass),
     };
     let tensor_bytes = tokens * experts * 4;
     // About two passes a kernel: one read, one write.
-    let kernels = std::iter::repeat_n(Work::Memory { bytes: 2 * tensor_bytes }, (passes / 2) as usize);
+    let kernels = std::iter::repeat_n(
+        Work::Memory {
+            bytes: 2 * tensor_bytes,
+        },
+        (passes / 2) as usize,
+    );
     let products = match pass {
         Pass::Forward => vec![gemm(tokens, experts, model_dim)],
-        Pass::Backward => vec![gemm(tokens, model_dim, experts), gemm(model_dim, experts, tokens)],
+        Pass::Backward => vec![
+            gemm(tokens, model_dim, experts),
+            gemm(model_dim, experts, tokens),
+        ],
     };
     products.into_iter().chain(kernels).collect()
 }
@@ -153,22 +221,33 @@ fn expert_gemm_work(
         Expert::Up => (model_dim, hidden_dim),
         Expert::Down => (hidden_dim, model_dim),
     };
-    let product = |batch: u64, rows: u64| {
+    let product = |experts: u64, blocks: u64, rows: u64| {
         let (m, n, k) = match gradient {
             Gradient::Output => (rows, output, input),
             Gradient::Input => (rows, input, output),
             Gradient::Weight => (input, output, rows),
         };
-        Work::Gemm(GemmShape { batch, m, n, k, dtype })
+        Work::Gemm(GemmShape::batched(experts * blocks, m, n, k, dtype).sharing(experts))
     };
     match rows {
         // A weight gradient sums over all rows of an expert, whatever the blocks.
-        ExpertRows::Padded { experts, blocks, rows } if gradient == Gradient::Weight => {
-            vec![product(*experts, blocks * rows)]
+        ExpertRows::Padded {
+            experts,
+            blocks,
+            rows,
+        } if gradient == Gradient::Weight => {
+            vec![product(*experts, 1, blocks * rows)]
         }
-        ExpertRows::Padded { experts, blocks, rows } => vec![product(experts * blocks, *rows)],
-        ExpertRows::Grouped(rows) => {
-            rows.get(rank).iter().filter(|&&rows| rows > 0).map(|&rows| product(1, rows)).collect()
-        }
+        ExpertRows::Padded {
+            experts,
+            blocks,
+            rows,
+        } => vec![product(*experts, *blocks, *rows)],
+        ExpertRows::Grouped(rows) => rows
+            .get(rank)
+            .iter()
+            .filter(|&&rows| rows > 0)
+            .map(|&rows| product(1, 1, rows))
+            .collect(),
     }
 }

@@ -37,7 +37,11 @@ impl Dictionary {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(vacant) => {
                 let trials = trials(scenario, plans, load)?;
-                vacant.insert(Entry { best: plans[0], best_time: Time::MAX, trials })
+                vacant.insert(Entry {
+                    best: plans[0],
+                    best_time: Time::MAX,
+                    trials,
+                })
             }
         };
         let Some(plan) = entry.trials.pop() else {
@@ -57,7 +61,10 @@ impl Dictionary {
 fn trials(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Vec<Plan>, SpecError> {
     let mut families: BTreeMap<(u64, u64, crate::spec::AllToAll), Vec<Plan>> = BTreeMap::new();
     for &plan in plans {
-        families.entry((plan.forward_degree, plan.backward_degree, plan.all_to_all)).or_default().push(plan);
+        families
+            .entry((plan.forward_degree, plan.backward_degree, plan.all_to_all))
+            .or_default()
+            .push(plan);
     }
     let mut order: Vec<Plan> = Vec::new();
     for family in families.values() {
@@ -68,7 +75,11 @@ fn trials(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Vec<Pl
             }
             Ok(simulate_step(scenario, plan, load)?.step.time)
         };
-        let inner: Vec<Plan> = family.iter().copied().filter(|plan| plan.adaptive_r != 0).collect();
+        let inner: Vec<Plan> = family
+            .iter()
+            .copied()
+            .filter(|plan| plan.adaptive_r != 0)
+            .collect();
         for &plan in family.iter().filter(|plan| plan.adaptive_r == 0) {
             time(plan)?;
         }
@@ -82,7 +93,11 @@ fn trials(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Vec<Pl
             if left == right {
                 break;
             }
-            if time(inner[left])? <= time(inner[right])? { high = right - 1 } else { low = left + 1 }
+            if time(inner[left])? <= time(inner[right])? {
+                high = right - 1
+            } else {
+                low = left + 1
+            }
         }
         if let Some(&plan) = inner.get(low) {
             time(plan)?;

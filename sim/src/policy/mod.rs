@@ -45,14 +45,28 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     /// A strategy none of whose plans the layer can run.
-    pub fn new(scenario: Scenario<'a>, strategy: Strategy, with_oracle: bool) -> Result<Self, SpecError> {
+    pub fn new(
+        scenario: Scenario<'a>,
+        strategy: Strategy,
+        with_oracle: bool,
+    ) -> Result<Self, SpecError> {
         let plans = candidates(&strategy, scenario.layer)?;
-        Ok(Runner { scenario, strategy, plans, kept: None, dictionary: Dictionary::default(), with_oracle })
+        Ok(Runner {
+            scenario,
+            strategy,
+            plans,
+            kept: None,
+            dictionary: Dictionary::default(),
+            with_oracle,
+        })
     }
 
     /// The load of `routing` under this strategy's capacity setting.
     pub fn load(&self, routing: &Routing<'_>) -> Load {
-        let x = self.strategy.capacity_factor.unwrap_or(self.scenario.layer.spec.capacity_factor);
+        let x = self
+            .strategy
+            .capacity_factor
+            .unwrap_or(self.scenario.layer.spec.capacity_factor);
         Load::new(self.scenario.layer, x, self.strategy.padding, routing)
     }
 
@@ -64,7 +78,11 @@ impl<'a> Runner<'a> {
         let load = self.load(routing);
         if let [only] = self.plans[..] {
             let step = simulate_step(&self.scenario, only, &load)?.step;
-            return Ok(Decided { oracle: Some(step.time), step, trial: false });
+            return Ok(Decided {
+                oracle: Some(step.time),
+                step,
+                trial: false,
+            });
         }
         let oracle = match self.with_oracle || self.strategy.policy == Policy::Oracle {
             true => Some(best(&self.scenario, &self.plans, &load)?),
@@ -73,21 +91,35 @@ impl<'a> Runner<'a> {
         let oracle_time = oracle.as_ref().map(|step| step.time);
         let (plan, trial) = match self.strategy.policy {
             Policy::Oracle => match oracle {
-                Some(step) => return Ok(Decided { step, trial: false, oracle: oracle_time }),
+                Some(step) => {
+                    return Ok(Decided {
+                        step,
+                        trial: false,
+                        oracle: oracle_time,
+                    });
+                }
                 None => (self.plans[0], false),
             },
             Policy::Static => (self.keep(&load)?, false),
             Policy::Dictionary => self.dictionary.next(&self.scenario, &self.plans, &load)?,
         };
         let step = simulate_step(&self.scenario, plan, &load)?.step;
-        Ok(Decided { step, trial, oracle: oracle_time })
+        Ok(Decided {
+            step,
+            trial,
+            oracle: oracle_time,
+        })
     }
 
     /// The program, prices and timeline of a step under `plan`, for breakdowns and exports.
     ///
     /// # Errors
     /// A plan the layer cannot run.
-    pub fn trace(&self, routing: &Routing<'_>, plan: crate::compile::Plan) -> Result<Trace, SpecError> {
+    pub fn trace(
+        &self,
+        routing: &Routing<'_>,
+        plan: crate::compile::Plan,
+    ) -> Result<Trace, SpecError> {
         simulate_step(&self.scenario, plan, &self.load(routing))
     }
 

@@ -19,7 +19,10 @@ pub fn candidates(strategy: &Strategy, layer: &ResolvedLayer) -> Result<Vec<Plan
     if let Choice::Fixed(r) = strategy.adaptive_r
         && !valid.contains(&r)
     {
-        let expected = format!("0 or a divisor of W/E = {}, one of {valid:?}", layer.sharded_count);
+        let expected = format!(
+            "0 or a divisor of W/E = {}, one of {valid:?}",
+            layer.sharded_count
+        );
         return Err(SpecError::new("adaptive-r", expected, r));
     }
     let mut plans = Vec::new();
@@ -45,7 +48,9 @@ pub fn candidates(strategy: &Strategy, layer: &ResolvedLayer) -> Result<Vec<Plan
         }
     }
     let mut seen_without_exchange = false;
-    plans.retain(|plan| plan.adaptive_r != 0 || !std::mem::replace(&mut seen_without_exchange, true));
+    plans.retain(|plan| {
+        plan.adaptive_r != 0 || !std::mem::replace(&mut seen_without_exchange, true)
+    });
     Ok(plans)
 }
 
@@ -58,9 +63,21 @@ pub fn best(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Step
         .par_iter()
         .map(|&plan| simulate_step(scenario, plan, load).map(|trace| trace.step))
         .collect::<Result<_, _>>()?;
-    let rank = |step: &Step| (!step.fits, if step.fits { 0 } else { step.memory_bytes }, step.time);
+    let rank = |step: &Step| {
+        (
+            !step.fits,
+            if step.fits { 0 } else { step.memory_bytes },
+            step.time,
+        )
+    };
     steps
         .into_iter()
-        .reduce(|best, step| if rank(&step) < rank(&best) { step } else { best })
+        .reduce(|best, step| {
+            if rank(&step) < rank(&best) {
+                step
+            } else {
+                best
+            }
+        })
         .ok_or_else(|| SpecError::new("strategy", "at least one plan", "none"))
 }

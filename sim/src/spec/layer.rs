@@ -18,7 +18,11 @@ pub struct SpecError {
 impl SpecError {
     /// An error on `field`.
     pub fn new(field: &'static str, expected: impl Into<String>, found: impl ToString) -> Self {
-        SpecError { field, expected: expected.into(), found: found.to_string() }
+        SpecError {
+            field,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
     }
 }
 
@@ -100,7 +104,11 @@ impl LayerSpec {
         sized("model-dim", self.model_dim)?;
         sized("hidden-dim", self.hidden_dim)?;
         if self.model_dim.saturating_mul(self.hidden_dim) > 1 << 40 {
-            return Err(SpecError::new("hidden-dim", "model-dim * hidden-dim up to 2^40", self.hidden_dim));
+            return Err(SpecError::new(
+                "hidden-dim",
+                "model-dim * hidden-dim up to 2^40",
+                self.hidden_dim,
+            ));
         }
         if self.tokens_per_step.saturating_mul(self.model_dim) > 1 << 42 {
             return Err(SpecError::new(
@@ -110,18 +118,32 @@ impl LayerSpec {
             ));
         }
         if !self.capacity_factor.is_finite() || self.capacity_factor.abs() > 1e6 {
-            return Err(SpecError::new("capacity-factor", "a number from -1e6 to 1e6", self.capacity_factor));
+            return Err(SpecError::new(
+                "capacity-factor",
+                "a number from -1e6 to 1e6",
+                self.capacity_factor,
+            ));
         }
         let num_experts = self.num_experts(world_size)?;
         if self.top_k == 0 || u64::from(self.top_k) > num_experts {
-            return Err(SpecError::new("top-k", format!("1 to the {num_experts} experts"), self.top_k));
+            return Err(SpecError::new(
+                "top-k",
+                format!("1 to the {num_experts} experts"),
+                self.top_k,
+            ));
         }
         let (local_experts, sharded_count) = if num_experts >= world_size {
             (num_experts / world_size, 1)
         } else {
             (1, world_size / num_experts)
         };
-        Ok(ResolvedLayer { spec: self.clone(), world_size, num_experts, local_experts, sharded_count })
+        Ok(ResolvedLayer {
+            spec: self.clone(),
+            world_size,
+            num_experts,
+            local_experts,
+            sharded_count,
+        })
     }
 
     fn num_experts(&self, world_size: u64) -> Result<u64, SpecError> {
@@ -142,7 +164,9 @@ impl LayerSpec {
         }
         Err(SpecError::new(
             field,
-            format!("experts that divide over {world_size} GPUs, or GPUs that divide over the experts"),
+            format!(
+                "experts that divide over {world_size} GPUs, or GPUs that divide over the experts"
+            ),
             found,
         ))
     }
@@ -186,15 +210,28 @@ mod tests {
 
     #[test]
     fn fractional_experts_share_gpus() {
-        let layer = LayerSpec { experts: Experts::PerGpu(0.5), ..LayerSpec::default() };
+        let layer = LayerSpec {
+            experts: Experts::PerGpu(0.5),
+            ..LayerSpec::default()
+        };
         let resolved = layer.resolve(16).unwrap();
-        assert_eq!((resolved.num_experts, resolved.local_experts, resolved.sharded_count), (8, 1, 2));
+        assert_eq!(
+            (
+                resolved.num_experts,
+                resolved.local_experts,
+                resolved.sharded_count
+            ),
+            (8, 1, 2)
+        );
         assert_eq!(resolved.valid_adaptive_r(), [0, 1, 2]);
     }
 
     #[test]
     fn experts_that_do_not_divide_are_named() {
-        let layer = LayerSpec { experts: Experts::Total(12), ..LayerSpec::default() };
+        let layer = LayerSpec {
+            experts: Experts::Total(12),
+            ..LayerSpec::default()
+        };
         let error = layer.resolve(16).unwrap_err();
         assert_eq!(error.field, "num-experts");
         assert!(error.to_string().contains("16 GPUs"), "{error}");
@@ -204,13 +241,34 @@ mod tests {
     fn every_out_of_range_setting_is_refused() {
         let base = LayerSpec::default();
         for bad in [
-            LayerSpec { tokens_per_step: 0, ..base.clone() },
-            LayerSpec { model_dim: u64::MAX, ..base.clone() },
-            LayerSpec { top_k: 0, ..base.clone() },
-            LayerSpec { top_k: 5000, ..base.clone() },
-            LayerSpec { capacity_factor: f64::NAN, ..base.clone() },
-            LayerSpec { experts: Experts::PerGpu(f64::NAN), ..base.clone() },
-            LayerSpec { experts: Experts::PerGpu(-1.0), ..base.clone() },
+            LayerSpec {
+                tokens_per_step: 0,
+                ..base.clone()
+            },
+            LayerSpec {
+                model_dim: u64::MAX,
+                ..base.clone()
+            },
+            LayerSpec {
+                top_k: 0,
+                ..base.clone()
+            },
+            LayerSpec {
+                top_k: 5000,
+                ..base.clone()
+            },
+            LayerSpec {
+                capacity_factor: f64::NAN,
+                ..base.clone()
+            },
+            LayerSpec {
+                experts: Experts::PerGpu(f64::NAN),
+                ..base.clone()
+            },
+            LayerSpec {
+                experts: Experts::PerGpu(-1.0),
+                ..base.clone()
+            },
         ] {
             assert!(bad.resolve(64).is_err(), "{bad:?}");
         }

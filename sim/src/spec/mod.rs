@@ -8,5 +8,5 @@ mod strategy;
 pub use dtype::DType;
 pub use layer::{Experts, LayerSpec, ResolvedLayer, SpecError};
 pub use strategy::{
-    AllToAll, Choice, Encode, Layout, Padding, Phase, Policy, Strategy, PIPELINE_DEGREES,
+    AllToAll, Choice, Encode, Layout, PIPELINE_DEGREES, Padding, Phase, Policy, Strategy,
 };

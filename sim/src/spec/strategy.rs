@@ -138,7 +138,10 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for Choice<T> {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Choice::Auto),
-            _ => text.parse().map(Choice::Fixed).map_err(|e| format!("{e} (or `auto`)")),
+            _ => text
+                .parse()
+                .map(Choice::Fixed)
+                .map_err(|e| format!("{e} (or `auto`)")),
         }
     }
 }
@@ -164,7 +167,11 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Choice<T> {
         let text = match Raw::deserialize(deserializer) {
             Ok(Raw::Number(number)) => number.to_string(),
             Ok(Raw::Text(text)) => text,
-            Err(_) => return Err(serde::de::Error::custom("expected a whole number, a name or `auto`")),
+            Err(_) => {
+                return Err(serde::de::Error::custom(
+                    "expected a whole number, a name or `auto`",
+                ));
+            }
         };
         text.parse().map_err(serde::de::Error::custom)
     }
@@ -248,13 +255,21 @@ impl Strategy {
     /// The feature ladder of Figure 14: each step keeps the one before and adds one feature.
     pub fn ladder() -> Vec<Strategy> {
         let baseline = Strategy::fairseq();
-        let fast = Strategy { name: "+ fast encode/decode".into(), encode: Encode::Sparse, ..baseline.clone() };
+        let fast = Strategy {
+            name: "+ fast encode/decode".into(),
+            encode: Encode::Sparse,
+            ..baseline.clone()
+        };
         let two_dh = Strategy {
             name: "+ 2DH".into(),
             all_to_all: Choice::Fixed(AllToAll::TwoDh),
             ..fast.clone()
         };
-        let flexible = Strategy { name: "+ Flexible All-to-All".into(), layout: Layout::Flexible, ..two_dh.clone() };
+        let flexible = Strategy {
+            name: "+ Flexible All-to-All".into(),
+            layout: Layout::Flexible,
+            ..two_dh.clone()
+        };
         let pipelining = Strategy {
             name: "+ adaptive pipelining".into(),
             all_to_all: Choice::Auto,
@@ -262,7 +277,10 @@ impl Strategy {
             policy: Policy::Oracle,
             ..flexible.clone()
         };
-        let parallelism = Strategy { name: "+ adaptive parallelism".into(), ..Strategy::tutel() };
+        let parallelism = Strategy {
+            name: "+ adaptive parallelism".into(),
+            ..Strategy::tutel()
+        };
         vec![baseline, fast, two_dh, flexible, pipelining, parallelism]
     }
 
@@ -282,11 +300,30 @@ mod tests {
     #[test]
     fn choices_read_numbers_names_and_auto() {
         let read = |text: &str| toml::from_str::<Strategy>(text);
-        assert_eq!(read("pipeline-degree = 4").unwrap().pipeline_degree, Choice::Fixed(4));
-        assert_eq!(read("pipeline-degree = 'auto'").unwrap().pipeline_degree, Choice::Auto);
-        assert_eq!(read("all-to-all = '2dh'").unwrap().all_to_all, Choice::Fixed(AllToAll::TwoDh));
-        assert!(read("all-to-all = '4dh'").unwrap_err().to_string().contains("2dh-ll128"));
-        assert!(read("pipline-degree = 4").unwrap_err().to_string().contains("unknown field"));
+        assert_eq!(
+            read("pipeline-degree = 4").unwrap().pipeline_degree,
+            Choice::Fixed(4)
+        );
+        assert_eq!(
+            read("pipeline-degree = 'auto'").unwrap().pipeline_degree,
+            Choice::Auto
+        );
+        assert_eq!(
+            read("all-to-all = '2dh'").unwrap().all_to_all,
+            Choice::Fixed(AllToAll::TwoDh)
+        );
+        assert!(
+            read("all-to-all = '4dh'")
+                .unwrap_err()
+                .to_string()
+                .contains("2dh-ll128")
+        );
+        assert!(
+            read("pipline-degree = 4")
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field")
+        );
     }
 
     #[test]
