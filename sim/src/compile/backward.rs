@@ -32,7 +32,7 @@ pub(super) fn emit(
     let repeated = shapes.slots.map(|rows| rows * d);
 
     builder.at(Stage::Decode, Pass::Backward, 0);
-    let output_gradient = builder.buffer("output gradient", shapes.bytes(&own_rows, d));
+    let output_gradient = builder.external("output gradient", shapes.bytes(&own_rows, d));
     let score_gradient = builder.buffer(
         "score gradient",
         PerRank::Same(layer.tokens() * layer.num_experts * 4),
@@ -43,14 +43,14 @@ pub(super) fn emit(
             builder.buffer(format!("combined gradient {chunk}"), shapes.bytes(&rows, d))
         })
         .collect();
-    let kind = OpKind::Decode {
+    let kind = OpKind::ScoreGradient {
         encode: plan.encode,
         tokens: layer.tokens(),
         copies: load.kept.clone(),
         slots: shapes.slots.clone(),
         model_dim: d,
     };
-    let mut reads = vec![output_gradient, saved.scores];
+    let mut reads = vec![output_gradient];
     reads.extend(&saved.combined);
     let mut writes = vec![score_gradient];
     if let Some(dense) = saved.dense {
@@ -61,8 +61,17 @@ pub(super) fn emit(
         reads.extend(dense);
         writes.push(builder.buffer("combine weight gradients (T,E,C)", gradients));
     }
-    writes.extend(&combined_gradient);
     builder.push(Stream::Compute, kind, &reads, &writes);
+    let kind = OpKind::Decode {
+        encode: plan.encode,
+        tokens: layer.tokens(),
+        copies: load.kept.clone(),
+        slots: shapes.slots.clone(),
+        model_dim: d,
+    };
+    let mut reads = vec![output_gradient, saved.scores];
+    reads.extend(saved.dense.iter().flatten());
+    builder.push(Stream::Compute, kind, &reads, &combined_gradient);
     if plan.adaptive_r > 1 {
         let what = Elementwise::Repeat {
             copies: plan.adaptive_r as u32,
@@ -305,12 +314,6 @@ impl Chain<'_> {
             &[hidden_gradient],
             &[full_gradient],
         );
-        builder.push(
-            compute,
-            gemm(Expert::Up, Gradient::Input),
-            &[hidden_gradient, saved.weights],
-            &[input_gradient],
-        );
         if blocks_apart {
             builder.push(
                 compute,
@@ -327,6 +330,14 @@ impl Chain<'_> {
             gemm(Expert::Up, Gradient::Weight),
             &reads,
             &[full_gradient],
+        );
+        // Last, so that what waits for the input gradient waits for the weight gradient too:
+        // autograd computes both in one node, and a collective waits for all kernels before it.
+        builder.push(
+            compute,
+            gemm(Expert::Up, Gradient::Input),
+            &[hidden_gradient, saved.weights],
+            &[input_gradient],
         );
         input_gradient
     }

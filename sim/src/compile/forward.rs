@@ -41,7 +41,7 @@ pub(super) fn emit(
     };
     let own_rows = PerRank::Same(layer.tokens());
 
-    let tokens = builder.buffer("tokens", shapes.bytes(&own_rows, d));
+    let tokens = builder.external("tokens", shapes.bytes(&own_rows, d));
     let scores = gate(builder, source, tokens, weights);
     if load.capacity.agreed {
         builder.push(

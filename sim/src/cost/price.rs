@@ -68,6 +68,7 @@ fn price_op(
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
+        | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
         | OpKind::Elementwise { .. } => kernels(program, op, model),
     }
@@ -87,7 +88,10 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
     let resource = match &op.kind {
         OpKind::ExpertGemm { .. } => Resource::Gemm,
         OpKind::Elementwise { .. } => Resource::Memory,
-        OpKind::Gate { .. } | OpKind::Encode { .. } | OpKind::Decode { .. } => {
+        OpKind::Gate { .. }
+        | OpKind::Encode { .. }
+        | OpKind::Decode { .. }
+        | OpKind::ScoreGradient { .. } => {
             let gemm = |work: &Work| matches!(work, Work::Gemm(_));
             if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) {
                 Resource::Gemm
@@ -130,9 +134,9 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
 
 fn differs_by_rank(kind: &OpKind) -> bool {
     match kind {
-        OpKind::Encode { copies, slots, .. } | OpKind::Decode { copies, slots, .. } => {
-            !copies.is_same() || !slots.is_same()
-        }
+        OpKind::Encode { copies, slots, .. }
+        | OpKind::Decode { copies, slots, .. }
+        | OpKind::ScoreGradient { copies, slots, .. } => !copies.is_same() || !slots.is_same(),
         OpKind::ExpertGemm {
             rows: ExpertRows::Grouped(rows),
             ..

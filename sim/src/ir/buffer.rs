@@ -16,6 +16,8 @@ pub enum Lifetime {
     Persistent,
     /// From the first operation that touches it to the last.
     Transient,
+    /// Made by a neighbouring layer and counted there: the input, and the gradient of the output.
+    External,
 }
 
 /// One allocation on every rank.

@@ -254,7 +254,20 @@ pub enum OpKind {
         /// D.
         model_dim: u64,
     },
-    /// Combine buffer to tokens (backward: token gradients to buffer and score gradients).
+    /// Gradient of the scores, from the gradient of the output and the combine buffer (K2).
+    ScoreGradient {
+        /// Dense einsum or sparse rows.
+        encode: Encode,
+        /// T.
+        tokens: u64,
+        /// Token copies that are routed and not dropped, by rank.
+        copies: PerRank<u64>,
+        /// Rows of the combine buffer, by rank.
+        slots: PerRank<u64>,
+        /// D.
+        model_dim: u64,
+    },
+    /// Combine buffer to tokens (backward: token gradients to buffer).
     Decode {
         /// Dense einsum or sparse rows.
         encode: Encode,
@@ -322,6 +335,7 @@ impl OpKind {
             OpKind::Gate { .. }
             | OpKind::Encode { .. }
             | OpKind::Decode { .. }
+            | OpKind::ScoreGradient { .. }
             | OpKind::ExpertGemm { .. }
             | OpKind::Elementwise { .. } => None,
         }
@@ -348,6 +362,7 @@ impl OpKind {
                 encode: Encode::Sparse,
                 ..
             } => "sparse decode",
+            OpKind::ScoreGradient { .. } => "grad scores",
             OpKind::Exchange { .. } => "exchange",
             OpKind::ExpertGemm {
                 matrix: Expert::Up,

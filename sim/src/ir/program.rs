@@ -72,6 +72,7 @@ impl Program {
         }
         let alive_at = |buffer: usize, index: usize| match self.buffers[buffer].lifetime {
             Lifetime::Persistent => true,
+            Lifetime::External => false,
             Lifetime::Transient => first[buffer] <= index && index <= last[buffer],
         };
         let live_bytes = |index: usize| -> u64 {
@@ -137,6 +138,11 @@ impl ProgramBuilder {
     /// A buffer that lives from its first use to its last.
     pub fn buffer(&mut self, name: impl Into<String>, bytes: PerRank<u64>) -> BufferId {
         self.allocate(name.into(), bytes, Lifetime::Transient)
+    }
+
+    /// A buffer that a neighbouring layer owns.
+    pub fn external(&mut self, name: impl Into<String>, bytes: PerRank<u64>) -> BufferId {
+        self.allocate(name.into(), bytes, Lifetime::External)
     }
 
     /// A buffer that lives for the whole step.

@@ -115,25 +115,32 @@ impl OpKind {
                     (Encode::Dense, Pass::Forward) => {
                         vec![memory(2 * tec), memory(3 * tec), gemm(*tokens, d, slots)]
                     }
-                    // Gradients of both factors, and the (T,E,C) gradient read once per choice.
-                    (Encode::Dense, Pass::Backward) => {
-                        vec![
-                            gemm(slots, d, *tokens),
-                            gemm(*tokens, slots, d),
-                            memory(2 * tec),
-                            memory(2 * tec),
-                        ]
-                    }
+                    // einsum("TEC,TM->ECM").
+                    (Encode::Dense, Pass::Backward) => vec![gemm(slots, d, *tokens)],
                     // K1: rows gathered and weighted by score.
                     (Encode::Sparse, Pass::Forward) => vec![memory((copies + tokens) * d)],
-                    // K2: row-wise dot products; then zero fill and K0 with the score.
+                    // Zero fill, then K0 with the score.
                     (Encode::Sparse, Pass::Backward) => {
-                        vec![
-                            memory(2 * copies * d),
-                            memory(slots * d),
-                            memory(2 * copies * d),
-                        ]
+                        vec![memory(slots * d), memory(2 * copies * d)]
                     }
+                }
+            }
+            OpKind::ScoreGradient {
+                encode,
+                tokens,
+                copies,
+                slots,
+                model_dim,
+            } => {
+                let (copies, slots, d) = (*copies.get(rank), *slots.get(rank), *model_dim);
+                let tec = tokens * slots;
+                match encode {
+                    // einsum("TM,ECM->TEC"), and the result read once a choice.
+                    Encode::Dense => {
+                        vec![gemm(*tokens, slots, d), memory(2 * tec), memory(2 * tec)]
+                    }
+                    // K2: row-wise dot products.
+                    Encode::Sparse => vec![memory(2 * copies * d)],
                 }
             }
             OpKind::ExpertGemm {

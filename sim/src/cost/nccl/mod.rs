@@ -146,6 +146,17 @@ pub enum NcclError {
     },
 }
 
+/// The share of its rate that the fabric leaves a NIC, as a factor that can be divided by: anything
+/// that is no share above 0 and at most 1 is moved to the nearest end.
+fn share(congestion: f64) -> f64 {
+    // Not `clamp`, which would let NaN through.
+    if congestion > 1e-9 {
+        congestion.min(1.0)
+    } else {
+        1e-9
+    }
+}
+
 /// The model of one NCCL release on one kind of cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nccl {
@@ -221,13 +232,13 @@ impl Nccl {
         let us = if nodes == 1 {
             self.intra_us(kind, bytes as f64, gpus)
         } else if kind == CollectiveKind::AllToAll {
-            self.inter_all_to_all_us(bytes as f64, gpus, local, congestion)
+            self.inter_all_to_all_us(bytes as f64, gpus, local, share(congestion))
         } else {
-            self.inter_ring_us(kind, bytes as f64, nodes, local, congestion)
+            self.inter_ring_us(kind, bytes as f64, nodes, local, share(congestion))
         };
         Estimate::new(
             Time::from_secs_f64(us * 1e-6),
-            self.provenance(Some(kind), bytes, local, nodes),
+            self.provenance(kind, bytes, local, nodes),
         )
     }
 
@@ -240,9 +251,8 @@ impl Nccl {
         let nodes = if remote_peers == 0 { 1 } else { 2 };
         // Two nodes of eight are the most that was measured.
         let seen = remote_peers <= self.params.intra.fitted_gpus[1];
-        let kind = Some(CollectiveKind::AllToAll);
         let mut provenance = self.provenance(
-            kind,
+            CollectiveKind::AllToAll,
             self.library.fitted_bytes[0].max(self.params.nic.fitted_bytes[0]),
             local_peers + 1,
             nodes,
@@ -265,7 +275,7 @@ impl Nccl {
         RateEstimate {
             rate: self.rate(sent / (us * 1e-6)),
             provenance: self.provenance(
-                Some(CollectiveKind::AllToAll),
+                CollectiveKind::AllToAll,
                 message.saturating_mul(peers as u64 + 1),
                 peers + 1,
                 1,
@@ -288,9 +298,8 @@ impl Nccl {
         let peers = remote_peers.max(1);
         let message = message_bytes.max(1);
         let sent = message as f64 * peers as f64;
-        let us = self.nic_us(message as f64, peers as f64, congestion);
-        let local = self.params.intra.fitted_gpus[1];
-        let seen = peers <= local && congestion >= 1.0;
+        let us = self.nic_us(message as f64, peers as f64, share(congestion));
+        let seen = peers <= self.params.intra.fitted_gpus[1] && congestion >= 1.0;
         RateEstimate {
             rate: self.rate(sent / (us * 1e-6)),
             provenance: if seen {
@@ -311,7 +320,7 @@ impl Nccl {
     /// Fitted inside the range that the parameters saw, extrapolated outside.
     fn provenance(
         &self,
-        kind: Option<CollectiveKind>,
+        kind: CollectiveKind,
         bytes: u64,
         local: usize,
         nodes: usize,
@@ -319,7 +328,7 @@ impl Nccl {
         let within = |range: [u64; 2]| range[0] <= bytes && bytes <= range[1];
         let intra = &self.params.intra;
         let nic = &self.params.nic;
-        let kind_seen = kind.is_none_or(|kind| self.library.measured.contains(&kind));
+        let kind_seen = self.library.measured.contains(&kind);
         let seen = if nodes == 1 {
             kind_seen
                 && within(self.library.fitted_bytes)
@@ -329,9 +338,9 @@ impl Nccl {
             // Measured were all-to-all on 2x1 and 2x8 and all-gather on 2x1, at both ends of the
             // range only: rings over several rails are physics, not a fit.
             let shape = match kind {
-                Some(CollectiveKind::AllToAll) | None => local <= intra.fitted_gpus[1],
-                Some(CollectiveKind::AllGather) => local == 1,
-                Some(CollectiveKind::ReduceScatter | CollectiveKind::AllReduce) => false,
+                CollectiveKind::AllToAll => local <= intra.fitted_gpus[1],
+                CollectiveKind::AllGather => local == 1,
+                CollectiveKind::ReduceScatter | CollectiveKind::AllReduce => false,
             };
             shape && within(nic.fitted_bytes) && nodes <= nic.fitted_nodes
         };
