@@ -1,5 +1,6 @@
 //! Public layouts.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use moeplan_traces::{ImportOptions, RoutingStep, StepStats, Trace, TraceError, open};
@@ -149,10 +150,12 @@ fn shared(name: &str) -> Option<Vec<u8>> {
     let path = data.join("traces").join(name);
     let bytes = std::fs::read(&path).ok();
     if bytes.is_none() {
-        eprintln!(
-            "SKIPPED: no {}; set MOEPLAN_DATA to check it",
+        // Not by `eprintln!`, which cargo shows of failing tests only.
+        let message = format!(
+            "SKIPPED: no {}; set MOEPLAN_DATA to check it\n",
             path.display()
         );
+        std::io::stderr().write_all(message.as_bytes()).unwrap();
     }
     bytes
 }
