@@ -60,10 +60,11 @@ fn solve<const N: usize>(rows: &[[f64; N]], columns: &[usize]) -> Option<Vec<f64
         if m[i][i].abs() < 1e-10 {
             return None;
         }
-        for k in i + 1..n {
-            let factor = m[k][i] / m[i][i];
-            for j in i..=n {
-                m[k][j] -= factor * m[i][j];
+        let pivot_row = m[i].clone();
+        for row in &mut m[i + 1..] {
+            let factor = row[i] / pivot_row[i];
+            for (x, y) in row.iter_mut().zip(&pivot_row).skip(i) {
+                *x -= factor * y;
             }
         }
     }
