@@ -1,9 +1,7 @@
 //! How long an operation takes, and how far to believe it.
 
-pub mod analytic;
-pub mod gemm;
 pub mod nccl;
-pub mod price;
+pub mod nccl_table;
 pub mod provenance;
 
 use crate::engine::Contention;

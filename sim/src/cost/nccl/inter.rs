@@ -1,4 +1,13 @@
 //! Between nodes: one NIC a GPU.
+//!
+//! Why two GPUs on two nodes gather at 15.8 GB/s over a wire of 23.9: in a ring of two every second
+//! chunk is the GPU's own, copied by the same two thread blocks that feed the NIC. `ring-efficiency`
+//! 1 with that copy as the rest gives 23 GB/s a thread block, near the 18 GB/s that one-node rings
+//! show (`own-ps-per-byte` over 24 channels). On eight rails and more nodes the copy all but vanishes.
+//!
+//! Dropped: the send/recv table of microsoft/vidur. Its sizes are bytes (229 GB/s inside a node; as
+//! halves it would be 457, above the port), and then it says 7.8 GB/s between nodes, on one channel
+//! of another cluster's network: half of what two channels reach on ND A100 v4.
 
 use super::{CollectiveKind, Nccl, Protocol};
 
