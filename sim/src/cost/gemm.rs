@@ -303,12 +303,12 @@ fn norm4(terms: [f64; 4]) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// The fitted constants of the A100.
-    fn a100() -> GemmParams {
+    pub(crate) fn a100() -> GemmParams {
         #[derive(Deserialize)]
         struct Preset {
             gpu: Gpu,

@@ -1,4 +1,5 @@
 //! How long an operation takes, and how far to believe it.
 
 pub mod gemm;
+pub mod gemm_table;
 pub mod provenance;
