@@ -301,3 +301,148 @@ fn norm4(terms: [f64; 4]) -> f64 {
         .sum();
     largest * sum.sqrt().sqrt()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The fitted constants of the A100.
+    pub(crate) fn a100() -> GemmParams {
+        #[derive(Deserialize)]
+        struct Preset {
+            gpu: Gpu,
+        }
+        #[derive(Deserialize)]
+        struct Gpu {
+            gemm: GemmParams,
+        }
+        let text = include_str!("../hardware/fitted/a100_gemm.toml");
+        toml::from_str::<Preset>(text).unwrap().gpu.gemm
+    }
+
+    /// Rate in TFLOPS of a shape on the A100.
+    fn tflops(shape: GemmShape) -> f64 {
+        shape.flops() / a100().estimate(&shape).time.as_secs_f64() / 1e12
+    }
+
+    #[track_caller]
+    fn check_near(actual: f64, expected: f64, tolerance: f64) {
+        let error = actual / expected - 1.0;
+        assert!(
+            error.abs() <= tolerance,
+            "expected {expected} within {tolerance}, found {actual}"
+        );
+    }
+
+    #[test]
+    fn nothing_takes_no_time() {
+        for (batch, m) in [(0, 5), (5, 0)] {
+            let shape = GemmShape::batched(batch, m, 64, 64, DType::Bf16);
+            assert_eq!(a100().estimate(&shape).time, Time::ZERO);
+        }
+    }
+
+    #[test]
+    fn norm_of_one_term_is_that_term_and_of_four_equal_ones_root_two() {
+        assert_eq!(norm4([3.0, 0.0, 0.0, 0.0]), 3.0);
+        check_near(norm4([1.0; 4]), 2f64.sqrt(), 1e-12);
+        assert_eq!(norm4([0.0; 4]), 0.0);
+    }
+
+    #[test]
+    fn large_squares_run_near_the_measured_peak() {
+        // superbench 0.4.0 on ND A100 v4, mean of 729 nodes: bf16 261, fp16 275, tf32 127, fp32
+        // 18.4 TFLOPS. The fitted table is from a run at up to 290 TFLOPS in bf16.
+        let square = |dtype| tflops(GemmShape::dense(8192, 8192, 8192, dtype));
+        check_near(square(DType::Fp16), 275.4, 0.08);
+        check_near(square(DType::Tf32), 127.4, 0.15);
+        check_near(square(DType::Fp32), 18.36, 0.08);
+    }
+
+    #[test]
+    fn a_tall_fp32_product_is_as_published() {
+        // superbench: cublasSgemm k=1024 m=1024 n=7168, 898.7 us.
+        let shape = GemmShape::dense(7168, 1024, 1024, DType::Fp32);
+        check_near(a100().microseconds(&shape), 898.7, 0.15);
+    }
+
+    #[test]
+    fn one_row_is_bound_by_reading_the_weights() {
+        let shape = GemmShape::dense(1, 16384, 16384, DType::Bf16);
+        let rate = shape.bytes() / a100().estimate(&shape).time.as_secs_f64();
+        check_near(rate, 1.5e12, 0.07);
+    }
+
+    #[test]
+    fn many_small_products_run_at_the_published_share_of_one_large() {
+        // Tutel, first version of the paper: batched GEMM of (2048, E_g = 2, 8 rows) against
+        // (1, 2, 16384 rows), K = N = 2048: 8.8 % of the throughput.
+        for dtype in [DType::Fp16, DType::Tf32] {
+            let small = tflops(GemmShape::batched(4096, 8, 2048, 2048, dtype).sharing(2));
+            let large = tflops(GemmShape::batched(2, 16384, 2048, 2048, dtype));
+            check_near(small / large, 0.088, 0.25);
+        }
+    }
+
+    #[test]
+    fn old_software_scales_only_the_compute_bound() {
+        let new = a100();
+        let old = GemmParams {
+            efficiency: 0.5,
+            ..new.clone()
+        };
+        let ratio = |shape| old.microseconds(&shape) / new.microseconds(&shape);
+        let dense = ratio(GemmShape::dense(8192, 8192, 8192, DType::Bf16));
+        let thin = ratio(GemmShape::dense(1, 8192, 8192, DType::Bf16));
+        // Storing C, and reading the weights, do not slow down.
+        assert!(dense > 1.75 && thin < 1.15, "{dense} {thin}");
+    }
+
+    #[test]
+    fn provenance_is_fitted_only_within_the_table() {
+        let of = |shape: GemmShape| a100().estimate(&shape).provenance;
+        let inside = GemmShape::dense(100, 2048, 2048, DType::Bf16);
+        assert_eq!(of(inside), Provenance::Fitted);
+        for outside in [
+            GemmShape { m: 8193, ..inside },
+            GemmShape { n: 31, ..inside },
+            GemmShape { batch: 2, ..inside },
+            GemmShape {
+                dtype: DType::Fp32,
+                ..inside
+            },
+        ] {
+            assert_eq!(of(outside), Provenance::Extrapolated);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn time_never_falls_when_an_extent_grows(
+            batch in 1u64..64, m in 1u64..3000, n in 1u64..3000, k in 1u64..5000,
+            more in 1u64..300, axis in 0..4, dtype in 0usize..4,
+        ) {
+            let shape = GemmShape::batched(batch, m, n, k, DType::ALL[dtype]);
+            let larger = match axis {
+                0 => GemmShape::batched(batch + more, m, n, k, shape.dtype),
+                1 => GemmShape { m: m + more, ..shape },
+                2 => GemmShape { n: n + more, ..shape },
+                _ => GemmShape { k: k + more, ..shape },
+            };
+            let params = a100();
+            prop_assert!(params.estimate(&shape).time <= params.estimate(&larger).time);
+        }
+
+        #[test]
+        fn no_product_beats_the_peak_or_the_memory(
+            batch in 1u64..64, m in 1u64..20000, n in 1u64..20000, k in 1u64..20000,
+        ) {
+            let shape = GemmShape::batched(batch, m, n, k, DType::Bf16);
+            let seconds = a100().estimate(&shape).time.as_secs_f64();
+            // Datasheet: 312 TFLOPS dense, 2,039 GB/s.
+            prop_assert!(shape.flops() / seconds <= 312e12);
+            prop_assert!(shape.bytes() / seconds <= 2.039e12);
+        }
+    }
+}

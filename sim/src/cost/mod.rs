@@ -1,7 +1,7 @@
 //! How long an operation takes, and how far to believe it.
 
-pub mod nccl;
-pub mod nccl_table;
+pub mod gemm;
+pub mod gemm_table;
 pub mod provenance;
 
 use crate::engine::Contention;
