@@ -1,7 +1,11 @@
 //! How long an operation takes, and how far to believe it.
 
+pub mod analytic;
 pub mod gemm;
 pub mod gemm_table;
+pub mod nccl;
+pub mod nccl_table;
+pub mod price;
 pub mod provenance;
 
 use crate::engine::Contention;
