@@ -28,7 +28,7 @@ fn main() {
                 "nic" => hw.collectives.nic.efficiency = v,
                 "peerhalf" => hw.collectives.nic.peer_half = v,
                 "l2" => hw.gpu.gemm.l2_gbps = v,
-                "launch" => hw.host.launch_us = v,
+                "launch" => hw.host.launch_us = v, "coll" => hw.host.collective_us = v, "peer" => hw.host.peer_us = v,
                 "cbg" => hw.gpu.contention.collective_beside_gemm = v,
                 "gbc" => hw.gpu.contention.gemm_beside_collective = v,
                 "mbc" => hw.gpu.contention.memory_beside_collective = v,

@@ -43,11 +43,7 @@ pub(super) fn emit(
             builder.buffer("all-to-all staging", staged.clone())
         };
         let traffic = builder.traffic(traffic);
-        let kind = OpKind::Exchange {
-            traffic,
-            transport,
-            first: phase == 0,
-        };
+        let kind = OpKind::Exchange { traffic, transport, first: phase == 0, blocking: copies && std::env::var("BLK").is_ok() };
         builder.push(Stream::Communication, kind, &[current], &[target]);
         current = target;
     }

@@ -17,6 +17,8 @@ pub struct Analytic {
     hardware: Hardware,
     nccl: Nccl,
     host_launch: Time,
+    host_peer: Time,
+    host_collective: Time,
 }
 
 impl Analytic {
@@ -28,11 +30,15 @@ impl Analytic {
         let mut hardware = hardware.clone();
         hardware.gpu.gemm.efficiency *= hardware.software.gemm_efficiency;
         let nccl = Nccl::new(hardware.collectives.clone(), None)?;
+        let host_peer = Time::from_secs_f64(hardware.host.peer_us * 1e-6);
+        let host_collective = Time::from_secs_f64(hardware.host.collective_us * 1e-6);
         let host_launch = Time::from_secs_f64(hardware.host.launch_us * 1e-6);
         Ok(Analytic {
             hardware,
             nccl,
             host_launch,
+            host_peer,
+            host_collective,
         })
     }
 }
@@ -97,7 +103,13 @@ impl CostModel for Analytic {
         let within = nvlink.rate.time_for(message * local as u64);
         let beyond = nic.rate.time_for(message * remote as u64);
         let time = latency + within.max(beyond).scale(1.0 / payload);
+        let call = if first { self.host_collective } else { Time::ZERO };
+        let issued = match transport {
+            Transport::Grouped => call + self.host_peer.times((local + remote) as u64),
+            Transport::FusedSimple | Transport::FusedLl128 => call,
+        };
         ExchangePrice {
+            host: issued,
             alone: PerRank::Same(time),
             provenance: nvlink.provenance.worse(nic.provenance),
             bottleneck: if beyond > within {

@@ -33,6 +33,8 @@ pub struct Exchange<'a> {
 pub struct ExchangePrice {
     /// Time on each rank from the moment all participants are there: its last byte in or out.
     pub alone: PerRank<Time>,
+    /// Time the host needs to issue its sends and receives.
+    pub host: Time,
     /// How it was obtained.
     pub provenance: Provenance,
     /// What limits it, for people: `nic-out of rank 17`.
@@ -56,7 +58,7 @@ pub trait CostModel: Sync {
     /// All-reduce of one number over `program`'s world, and the host's wait for it.
     fn capacity_sync(&self, program: &Program) -> Estimate;
 
-    /// Time the host needs to issue one kernel.
+    /// Time the host needs to issue one kernel, or a collective as a whole.
     fn host_launch(&self) -> Time;
 
     /// How kernels and collectives slow each other down.

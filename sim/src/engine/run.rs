@@ -23,8 +23,8 @@ pub enum Resource {
 pub struct PricedOp {
     /// Time alone on each rank, from the moment all participants are there.
     pub alone: PerRank<Time>,
-    /// Kernels the host launches.
-    pub launches: u32,
+    /// Time the host needs to issue it.
+    pub host: Time,
     /// What it mainly uses.
     pub resource: Resource,
     /// How the price was obtained.
@@ -140,19 +140,17 @@ struct Run<'a> {
     stats: RunStats,
 }
 
-/// Plays `program` and returns when everything ran. `host_launch` is the time the host needs to
-/// issue one kernel.
+/// Plays `program` and returns when everything ran.
 ///
 /// Where every operation takes the same time on every rank, one rank is played for all.
 pub fn run(
     program: &Program,
     priced: &[PricedOp],
     contention: &Contention,
-    host_launch: Time,
 ) -> (Timeline, RunStats) {
     let alike = priced.iter().all(|op| op.alone.is_same());
     let rows = if alike { 1 } else { program.world_size };
-    let mut run = Run::new(program, priced, contention, host_launch, rows);
+    let mut run = Run::new(program, priced, contention, rows);
     run.play();
     let stats = RunStats { rows, ..run.stats };
     (
@@ -173,7 +171,6 @@ impl<'a> Run<'a> {
         program: &'a Program,
         priced: &'a [PricedOp],
         contention: &'a Contention,
-        host_launch: Time,
         rows: usize,
     ) -> Self {
         let ops = program.ops.len();
@@ -191,8 +188,8 @@ impl<'a> Run<'a> {
             blocked[id.index()] = op.after.len() as u16;
             issue.push(cursor);
             after_sync.push(last_sync);
-            cursor += host_launch.times(u64::from(priced[id.index()].launches));
-            if matches!(op.kind, OpKind::CapacitySync) {
+            cursor += priced[id.index()].host;
+            if op.kind.blocks_host() {
                 (cursor, last_sync) = (Time::ZERO, Some(id));
             }
         }
@@ -378,10 +375,6 @@ impl<'a> Run<'a> {
         self.balance(row, now);
         for stream in 0..STREAMS {
             self.advance(row, stream, now);
-        }
-        // Whatever follows a host synchronisation was not issued before it ended.
-        if matches!(self.program.ops[op.index()].kind, OpKind::CapacitySync) {
-            self.advance(row, 0, now);
         }
     }
 

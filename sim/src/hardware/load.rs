@@ -119,6 +119,8 @@ impl Hardware {
         let not_negative = [
             ("gpu.kernel-us", self.gpu.kernel_us),
             ("host.launch-us", self.host.launch_us),
+            ("host.collective-us", self.host.collective_us),
+            ("host.peer-us", self.host.peer_us),
             ("host.synchronise-us", self.host.synchronise_us),
             (
                 "network.congestion.peer-penalty",

@@ -59,6 +59,10 @@ pub struct Gpu {
 pub struct Host {
     /// Time to issue one kernel, microseconds.
     pub launch_us: f64,
+    /// Time to issue a collective through the framework, microseconds.
+    pub collective_us: f64,
+    /// Time to issue the send and the receive of one peer of an All-to-All, microseconds.
+    pub peer_us: f64,
     /// Time from the end of an operation the host waits for to its next kernel's start, microseconds.
     pub synchronise_us: f64,
 }

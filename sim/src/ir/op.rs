@@ -288,6 +288,8 @@ pub enum OpKind {
         transport: Transport,
         /// Whether it is the first phase of its All-to-All.
         first: bool,
+        /// Whether the host waits for it: the barriers of Algorithm 2.
+        blocking: bool,
     },
     /// One matrix product of the expert FFN.
     ExpertGemm {
@@ -338,6 +340,22 @@ impl OpKind {
             | OpKind::ScoreGradient { .. }
             | OpKind::ExpertGemm { .. }
             | OpKind::Elementwise { .. } => None,
+        }
+    }
+
+    /// Whether the host waits for it before it issues anything else.
+    pub fn blocks_host(&self) -> bool {
+        match self {
+            OpKind::CapacitySync => true,
+            OpKind::Exchange { blocking, .. } => *blocking,
+            OpKind::Gate { .. }
+            | OpKind::Encode { .. }
+            | OpKind::Decode { .. }
+            | OpKind::ScoreGradient { .. }
+            | OpKind::ExpertGemm { .. }
+            | OpKind::Elementwise { .. }
+            | OpKind::AllGather { .. }
+            | OpKind::ReduceScatter { .. } => false,
         }
     }
 
