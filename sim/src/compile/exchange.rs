@@ -43,7 +43,7 @@ pub(super) fn emit(
             builder.buffer("all-to-all staging", staged.clone())
         };
         let traffic = builder.traffic(traffic);
-        let kind = OpKind::Exchange { traffic, transport, first: phase == 0, blocking: copies && std::env::var("BLK").is_ok() };
+        let kind = OpKind::Exchange { traffic, transport, first: phase == 0 };
         builder.push(Stream::Communication, kind, &[current], &[target]);
         current = target;
     }

@@ -1,6 +1,7 @@
 //! How long an operation takes, and how far to believe it.
 
 pub mod analytic;
+mod exchange;
 pub mod gemm;
 pub mod gemm_table;
 pub mod nccl;
@@ -28,6 +29,15 @@ pub struct Exchange<'a> {
     pub gpus_per_node: usize,
 }
 
+/// What an exchange keeps busy longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// NVLink ports: much HBM bandwidth on both sides.
+    NvLink,
+    /// NICs.
+    Nic,
+}
+
 /// The price of one exchange.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExchangePrice {
@@ -37,6 +47,8 @@ pub struct ExchangePrice {
     pub host: Time,
     /// How it was obtained.
     pub provenance: Provenance,
+    /// What it keeps busy.
+    pub wire: Wire,
     /// What limits it, for people: `nic-out of rank 17`.
     pub bottleneck: String,
     /// No exchange of these bytes ends before this, whatever the software: the busiest port at its

@@ -1,7 +1,7 @@
 //! Prices every operation of a program.
 
 use super::provenance::{Estimate, Provenance};
-use super::{CostModel, Exchange, ExchangePrice};
+use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
 use crate::ir::{Elementwise, ExpertRows, Op, OpKind, PerRank, Program, TrafficId, Work};
 use crate::units::Time;
@@ -25,7 +25,7 @@ fn price_op(
     let collective = |estimate: Estimate| PricedOp {
         alone: PerRank::Same(estimate.time),
         host: model.host_launch(),
-        resource: Resource::Collective,
+        resource: Resource::Nic,
         provenance: estimate.provenance,
     };
     match &op.kind {
@@ -45,7 +45,10 @@ fn price_op(
             PricedOp {
                 alone: price.alone.clone(),
                 host: price.host,
-                resource: Resource::Collective,
+                resource: match price.wire {
+                    Wire::NvLink => Resource::NvLink,
+                    Wire::Nic => Resource::Nic,
+                },
                 provenance: price.provenance,
             }
         }
@@ -89,7 +92,7 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         OpKind::Exchange { .. }
         | OpKind::AllGather { .. }
         | OpKind::ReduceScatter { .. }
-        | OpKind::CapacitySync => Resource::Collective,
+        | OpKind::CapacitySync => Resource::Nic,
     };
     if !differs_by_rank(&op.kind) {
         let (estimate, host) = on_rank(0);

@@ -87,22 +87,6 @@ impl Hardware {
             ("gpu.memory-gib", self.gpu.memory_gib),
             ("gpu.hbm-gb-per-s", self.gpu.hbm_gb_per_s),
             (
-                "gpu.contention.gemm-beside-collective",
-                self.gpu.contention.gemm_beside_collective,
-            ),
-            (
-                "gpu.contention.memory-beside-collective",
-                self.gpu.contention.memory_beside_collective,
-            ),
-            (
-                "gpu.contention.collective-beside-gemm",
-                self.gpu.contention.collective_beside_gemm,
-            ),
-            (
-                "gpu.contention.collective-beside-memory",
-                self.gpu.contention.collective_beside_memory,
-            ),
-            (
                 "network.congestion.half-nodes",
                 self.network.congestion.half_nodes,
             ),
@@ -114,8 +98,22 @@ impl Hardware {
                 "network.congestion.peer-limit",
                 self.network.congestion.peer_limit,
             ),
+        ];
+        let contention = &self.gpu.contention;
+        let shares = [
+            ("gpu.contention.gemm-beside-nic", contention.gemm_beside_nic),
+            ("gpu.contention.memory-beside-nic", contention.memory_beside_nic),
+            ("gpu.contention.nic-beside-kernel", contention.nic_beside_kernel),
+            ("gpu.contention.gemm-beside-nvlink", contention.gemm_beside_nvlink),
+            ("gpu.contention.memory-beside-nvlink", contention.memory_beside_nvlink),
+            ("gpu.contention.nvlink-beside-kernel", contention.nvlink_beside_kernel),
             ("software.gemm-efficiency", self.software.gemm_efficiency),
         ];
+        for (path, value) in shares {
+            if !(value > 0.0 && value <= 1.0) {
+                return Err(HardwareError::at(path, format!("expected a share above 0, up to 1, found {value}")));
+            }
+        }
         let not_negative = [
             ("gpu.kernel-us", self.gpu.kernel_us),
             ("host.launch-us", self.host.launch_us),

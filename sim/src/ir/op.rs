@@ -288,8 +288,6 @@ pub enum OpKind {
         transport: Transport,
         /// Whether it is the first phase of its All-to-All.
         first: bool,
-        /// Whether the host waits for it: the barriers of Algorithm 2.
-        blocking: bool,
     },
     /// One matrix product of the expert FFN.
     ExpertGemm {
@@ -345,18 +343,7 @@ impl OpKind {
 
     /// Whether the host waits for it before it issues anything else.
     pub fn blocks_host(&self) -> bool {
-        match self {
-            OpKind::CapacitySync => true,
-            OpKind::Exchange { blocking, .. } => *blocking,
-            OpKind::Gate { .. }
-            | OpKind::Encode { .. }
-            | OpKind::Decode { .. }
-            | OpKind::ScoreGradient { .. }
-            | OpKind::ExpertGemm { .. }
-            | OpKind::Elementwise { .. }
-            | OpKind::AllGather { .. }
-            | OpKind::ReduceScatter { .. } => false,
-        }
+        matches!(self, OpKind::CapacitySync)
     }
 
     /// A short name for breakdowns and timelines.
