@@ -1,1 +1,2 @@
 //! Command line of moeplan.
+pub mod validate;
