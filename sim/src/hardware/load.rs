@@ -241,3 +241,59 @@ fn overlay(base: &mut Table, over: Table) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(prefix: &str, table: &Table, found: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Table(inner) => leaves(&path, inner, found),
+                _ => found.push(path),
+            }
+        }
+    }
+
+    #[test]
+    fn every_constant_of_every_preset_has_a_source() {
+        for (name, text) in PRESETS {
+            let hardware = builtin(name).unwrap();
+            let mut table = merged(text, 0).unwrap();
+            table.remove("sources");
+            let mut paths = Vec::new();
+            leaves("", &table, &mut paths);
+            for path in paths {
+                let named = path.ends_with("name") || path == "description";
+                let mut parts: Vec<&str> = path.split('.').collect();
+                let sourced = std::iter::from_fn(|| {
+                    let joined = parts.join(".");
+                    parts.pop().map(|_| joined)
+                })
+                .any(|prefix| hardware.sources.contains_key(&prefix));
+                assert!(named || sourced, "{name}: `{path}` has no source");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_extends_a_preset_and_wins() {
+        let hardware = Hardware::from_toml("extends = 'nd-a100-v4-80gb'\n[node]\ngpus = 16").unwrap();
+        assert_eq!(hardware.node.gpus, 16);
+        assert_eq!(hardware.gpu.name, "A100-SXM4-80GB");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| Hardware::from_toml(text).unwrap_err().to_string();
+        let extends = "extends = 'nd-a100-v4-80gb'\n";
+        assert!(error("extends = 'h100'").contains("expected nd-a100-v4-80gb"));
+        assert!(error(&format!("{extends}[gpu]\nmemory = 1")).contains("unknown field `memory`"));
+        assert!(error("name = 'x'").contains("missing field"));
+        assert!(error(&format!("{extends}[gpu]\nmemory-gib = -1.0")).contains("gpu.memory-gib"));
+        assert!(error(&format!("{extends}[gpu]\nhbm-gb-per-s = nan")).contains("gpu.hbm-gb-per-s"));
+        assert!(error(&format!("{extends}[network]\noversubscription = 0.5")).contains("non-blocking"));
+        assert!(error("gpus = [").contains("expected") || !error("gpus = [").is_empty());
+    }
+}
