@@ -287,7 +287,7 @@ impl GemmParams {
 }
 
 /// The 4-norm: at least the largest term, at most 41 % more. Square roots round alike everywhere.
-fn norm4(terms: [f64; 4]) -> f64 {
+pub(crate) fn norm4(terms: [f64; 4]) -> f64 {
     let largest = terms.into_iter().fold(0.0, f64::max);
     if largest == 0.0 {
         return 0.0;

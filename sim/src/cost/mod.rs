@@ -2,4 +2,5 @@
 
 pub mod gemm;
 pub mod gemm_table;
+pub mod moe_ffn;
 pub mod provenance;
