@@ -295,10 +295,11 @@ fn distance(a: [f64; 4], b: [f64; 4]) -> f64 {
 /// `count`. Such matrices need no pivoting.
 fn solve(matrix: &mut [[f64; NEIGHBOURS + 1]; NEIGHBOURS], count: usize) -> [f64; NEIGHBOURS] {
     for pivot in 0..count {
-        for row in pivot + 1..count {
-            let factor = matrix[row][pivot] / matrix[pivot][pivot];
-            for column in pivot..=count {
-                matrix[row][column] -= factor * matrix[pivot][column];
+        let upper = matrix[pivot];
+        for row in &mut matrix[pivot + 1..count] {
+            let factor = row[pivot] / upper[pivot];
+            for (x, above) in row.iter_mut().zip(upper) {
+                *x -= factor * above;
             }
         }
     }

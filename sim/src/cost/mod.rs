@@ -4,9 +4,7 @@ pub mod analytic;
 mod exchange;
 pub mod gemm;
 pub mod gemm_table;
-pub mod nccl;
-pub mod nccl_table;
-pub mod price;
+pub mod moe_ffn;
 pub mod provenance;
 
 use crate::engine::Contention;
