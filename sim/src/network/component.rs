@@ -34,10 +34,15 @@ pub(super) struct Side {
     pub(super) live: Vec<u32>,
     /// Bytes left in each row.
     pub(super) bytes: Vec<f64>,
+    /// With hashed core links, the columns of each row by plane: all that cross that plane.
+    routes: Vec<u32>,
+    /// Where the columns of a row and plane start in `routes`, and after the last, where they end.
+    starts: Vec<usize>,
 }
 
 /// A set of flows that meets no other.
-pub(super) struct Component {
+pub(super) struct Component<'a> {
+    fabric: &'a Fabric,
     /// Senders, then receivers.
     pub(super) sides: [Side; 2],
     /// Port capacity, bytes/s.
@@ -52,9 +57,14 @@ pub(super) struct Component {
     pub(super) planes: usize,
 }
 
-impl Component {
+impl<'a> Component<'a> {
     /// The flows inside one node.
-    pub(super) fn local(fabric: &Fabric, traffic: &Traffic, node: u32, port: f64) -> Component {
+    pub(super) fn local(
+        fabric: &'a Fabric,
+        traffic: &Traffic,
+        node: u32,
+        port: f64,
+    ) -> Component<'a> {
         let g = fabric.gpus_per_node();
         let ranks: Vec<u32> = (node * g..(node + 1) * g).collect();
         let first = match traffic.scope() {
@@ -67,11 +77,11 @@ impl Component {
 
     /// The flows between the nodes: all of them, or those of one rail.
     pub(super) fn remote(
-        fabric: &Fabric,
+        fabric: &'a Fabric,
         traffic: &Traffic,
         rail: Option<u32>,
         port: f64,
-    ) -> Component {
+    ) -> Component<'a> {
         let g = fabric.gpus_per_node();
         match rail {
             None => {
@@ -93,14 +103,14 @@ impl Component {
     /// `ranks` against each other. The row of a rank in the traffic matrix holds its bytes to
     /// them from entry `first` on; the entries `own` are not part of this component.
     fn new(
-        fabric: &Fabric,
+        fabric: &'a Fabric,
         traffic: &Traffic,
         ranks: Vec<u32>,
         first: usize,
         own: impl Fn(u32, usize) -> Range<usize>,
         port: f64,
         local: bool,
-    ) -> Component {
+    ) -> Component<'a> {
         let n = ranks.len();
         let width = traffic.scope().size(fabric) as usize;
         let mut left = vec![0.0; n * n];
@@ -142,6 +152,7 @@ impl Component {
             ..senders.clone()
         };
         let mut component = Component {
+            fabric,
             sides: [senders, receivers],
             port,
             cap: fabric.flow_cap(local),
@@ -153,6 +164,13 @@ impl Component {
         };
         component.count();
         component
+    }
+
+    /// The plane of the flow between row `i` of side `s` and row `j` of the other.
+    pub(super) fn plane(&self, s: usize, i: usize, j: usize) -> usize {
+        let (rank, peer) = (self.sides[s].ranks[i], self.sides[1 - s].ranks[j]);
+        let (src, dst) = if s == 0 { (rank, peer) } else { (peer, rank) };
+        self.fabric.plane_of(src, dst) as usize
     }
 
     /// Drops finished ranks once they are at least half of the matrix.
@@ -186,6 +204,32 @@ impl Component {
                 }
             }
         }
+        if self.core == Core::Hashed {
+            self.route();
+        }
+    }
+
+    /// Sorts the columns of each row by plane. Hashing once is cheaper than in every sweep.
+    fn route(&mut self) {
+        for s in [0, 1] {
+            let (side, other) = (&self.sides[s], &self.sides[1 - s]);
+            let (mut routes, mut starts) = (Vec::with_capacity(side.left.len()), vec![0]);
+            let mut by_plane = vec![Vec::new(); self.planes];
+            for (&rank, &leaf) in side.ranks.iter().zip(&side.leaf) {
+                for (column, (&peer, &there)) in (0u32..).zip(other.ranks.iter().zip(&other.leaf)) {
+                    if there != leaf {
+                        let (src, dst) = if s == 0 { (rank, peer) } else { (peer, rank) };
+                        by_plane[self.fabric.plane_of(src, dst) as usize].push(column);
+                    }
+                }
+                for columns in &mut by_plane {
+                    routes.append(columns);
+                    starts.push(routes.len());
+                }
+            }
+            let side = &mut self.sides[s];
+            (side.routes, side.starts) = (routes, starts);
+        }
     }
 }
 
@@ -200,6 +244,12 @@ impl Side {
     pub(super) fn row_mut(&mut self, i: usize) -> &mut [f32] {
         let width = self.left.len() / self.ranks.len();
         &mut self.left[i * width..(i + 1) * width]
+    }
+
+    /// The columns that row `i` reaches over a plane, with hashed core links of `planes` planes.
+    pub(super) fn over_plane(&self, i: usize, plane: usize, planes: usize) -> &[u32] {
+        let k = i * planes + plane;
+        &self.routes[self.starts[k]..self.starts[k + 1]]
     }
 
     fn live_rows(&self) -> Vec<usize> {

@@ -19,14 +19,14 @@ pub struct Drained {
     pub bottleneck_bytes: u64,
     /// Bytes over the links of each class, in the order of [`LinkClass::ALL`].
     pub loads: Vec<ClassLoad>,
-    /// How far the makespan, and each finish *as a fraction of the makespan*, can be from exact
-    /// max-min fair sharing: `|finish - exact| <= bound * exact makespan`. See
-    /// [`ERROR_BOUND`](super::ERROR_BOUND) for what is proven and what is tested.
+    /// How far the makespan may be from that of exact max-min fair sharing, as a fraction of it.
+    /// A finish is within twice this fraction *of the makespan*. See
+    /// [`drain_in_steps`](super::drain_in_steps) for what is proven and what is tested.
     pub relative_error_bound: f64,
 }
 
 impl Drained {
-    /// Puts the answer together; a finish is raised to `floor` where rounding left it below.
+    /// Puts the answer together.
     pub(super) fn new(
         fabric: &Fabric,
         loads: Vec<ClassLoad>,

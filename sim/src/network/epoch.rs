@@ -6,44 +6,44 @@
 //! inside the `min`, flows may finish anywhere in an epoch and the bandwidth they free is used: on
 //! a link that limits its flows throughout, the epoch is exact whatever its length. The error
 //! comes only from flows whose limiting link changes within an epoch, and is of second order in
-//! its length. Epochs grow geometrically with time, so their number is logarithmic.
+//! its length. An epoch lasts `1 / steps` of the port bound, and beyond it `1 / steps` of the time
+//! so far, so there are `O(steps)` of them.
 //!
 //! Progressive filling by lazy Newton: `used(x) = sum min(left, x, other levels)` is concave in the
 //! level `x` of a link, so a Newton step towards `used(x) = room` from any point is a lower bound
 //! of the root, and the root only rises while other links are being settled. A heap of lower bounds
-//! therefore always settles the least full level next, at O(flows of the link) a step.
+//! therefore always settles the lowest level next, at O(flows of the link) a step; about three
+//! steps a link are needed.
 
 use super::component::{Component, Core};
-use super::fabric::Fabric;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-
-/// How finely time is cut.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Steps {
-    /// Epochs end no earlier than this fraction of the largest `bytes / capacity` of a port.
-    pub(super) first: f64,
-    /// End of an epoch over its start.
-    pub(super) ratio: f64,
-}
 
 /// A link is full when no more than this fraction of its room is left: the rounding of `f32` sums.
 const FULL: f64 = 4e-6;
 
-/// Calls `done(rank, seconds)` when a rank has sent, and when it has received, its last byte.
-pub(super) fn drain(
-    fabric: &Fabric,
-    mut component: Component,
-    steps: Steps,
-    mut done: impl FnMut(u32, f64),
-) {
-    let (mut now, mut end) = (0.0, first_end(&component, steps));
+/// Levels this close count as equal: the next step of Newton is then the root for all purposes.
+const CLOSE: f32 = 1.0 + 1e-3;
+
+/// How much longer epochs may be while no rank can be done yet: nobody's finish is read off them.
+const COARSE: f64 = 2.0;
+
+/// Drains a component. Calls `done(rank, seconds)` when a rank has sent, and when it has received, its last byte.
+pub(super) fn drain(mut component: Component<'_>, steps: u32, mut done: impl FnMut(u32, f64)) {
+    let (quiet, bound) = port_bounds(&component);
+    let cut = 1.0 / f64::from(steps);
+    let shortest = bound * cut;
+    let (mut now, mut end) = (0.0, 0.0);
     loop {
         component.compact();
         if component.sides[0].ranks.is_empty() {
             return;
         }
-        let mut levels = Levels::new(fabric, &component, end - now);
+        end = now
+            + shortest
+                .max(now * cut)
+                .max((quiet - now).min(COARSE * shortest));
+        let mut levels = Levels::new(&component, end - now);
         levels.fill(&component);
         let after = [0, 1].map(|s| levels.remaining(&component, s));
         for (s, rows) in after.iter().enumerate() {
@@ -57,16 +57,16 @@ pub(super) fn drain(
         for (s, rows) in after.iter().enumerate() {
             levels.apply(&mut component, s, rows);
         }
-        (now, end) = (end, end * steps.ratio);
+        now = end;
     }
 }
 
-/// When the first rank can be done at the earliest, but not absurdly early.
-fn first_end(component: &Component, steps: Steps) -> f64 {
-    let ports = || component.sides.iter().flat_map(|side| &side.bytes);
-    let most = ports().copied().fold(0.0, f64::max);
-    let least = ports().filter(|&&bytes| bytes > 0.0).copied();
-    least.fold(most, f64::min).max(most * steps.first) / component.port
+/// The smallest and the largest `bytes / capacity` of a port in use, seconds.
+fn port_bounds(component: &Component<'_>) -> (f64, f64) {
+    let ports = || component.sides.iter().flat_map(|side| &side.bytes).copied();
+    let most = ports().fold(0.0, f64::max);
+    let least = ports().filter(|&bytes| bytes > 0.0).fold(most, f64::min);
+    (least / component.port, most / component.port)
 }
 
 /// What an epoch leaves of a row.
@@ -83,8 +83,7 @@ enum Link {
 }
 
 /// How many bytes a flow may send in an epoch, for each link it may cross.
-struct Levels<'a> {
-    fabric: &'a Fabric,
+struct Levels {
     /// Length of the epoch.
     seconds: f64,
     /// By side and row; the flow cap where the port is not full.
@@ -96,16 +95,18 @@ struct Levels<'a> {
     scratch: Vec<f32>,
 }
 
-impl<'a> Levels<'a> {
-    fn new(fabric: &'a Fabric, component: &Component, seconds: f64) -> Levels<'a> {
+impl Levels {
+    fn new(component: &Component<'_>, seconds: f64) -> Levels {
         let cap = (component.cap * seconds) as f32;
-        let port = component.sides.each_ref().map(|side| vec![cap; side.ranks.len()]);
+        let port = component
+            .sides
+            .each_ref()
+            .map(|side| vec![cap; side.ranks.len()]);
         let core = component
             .sides
             .each_ref()
             .map(|side| vec![cap; side.by_leaf.len() * component.planes]);
         Levels {
-            fabric,
             seconds,
             through: port.clone(),
             port,
@@ -115,7 +116,7 @@ impl<'a> Levels<'a> {
     }
 
     /// Settles the level of every link, the least full level first.
-    fn fill(&mut self, component: &Component) {
+    fn fill(&mut self, component: &Component<'_>) {
         let port_room = component.port * self.seconds;
         let core_room = component.core_link * self.seconds;
         let mut links = Vec::new();
@@ -133,26 +134,49 @@ impl<'a> Levels<'a> {
         }
         // Levels are not negative, so their bits are in their order.
         while let Some(Reverse((key, index))) = heap.pop() {
-            let (link, level) = (links[index], f32::from_bits(key));
+            let link = links[index];
             let room = match link {
                 Link::Port(..) => port_room,
                 Link::Core(..) => core_room,
             };
-            let (used, rising) = self.used(component, link, level);
-            if used >= room * (1.0 - FULL) {
-                self.settle(component, link, level);
-            } else if rising > 0 {
-                let next = (f64::from(level) + (room - used) / f64::from(rising)) as f32;
-                if next > level {
-                    heap.push(Reverse((next.to_bits(), index)));
-                } else {
-                    self.settle(component, link, level);
+            let Some(level) = self.root(component, link, room, f32::from_bits(key)) else {
+                continue;
+            };
+            match heap.peek() {
+                Some(&Reverse((next, _))) if level > f32::from_bits(next) * CLOSE => {
+                    heap.push(Reverse((level.to_bits(), index)));
                 }
+                Some(_) | None => self.settle(component, link, level),
             }
         }
     }
 
-    fn settle(&mut self, component: &Component, link: Link, level: f32) {
+    /// The level from `level` on at which a link is full, or `None` if it never is.
+    fn root(
+        &mut self,
+        component: &Component<'_>,
+        link: Link,
+        room: f64,
+        mut level: f32,
+    ) -> Option<f32> {
+        loop {
+            let (used, rising) = self.used(component, link, level);
+            let missing = room - used;
+            if missing <= room * FULL {
+                return Some(level);
+            }
+            if rising == 0 {
+                return None;
+            }
+            let next = (f64::from(level) + missing / f64::from(rising)) as f32;
+            if next <= level * CLOSE {
+                return Some(next);
+            }
+            level = next;
+        }
+    }
+
+    fn settle(&mut self, component: &Component<'_>, link: Link, level: f32) {
         match link {
             Link::Port(s, i) => {
                 self.port[s][i] = level;
@@ -170,25 +194,21 @@ impl<'a> Levels<'a> {
     }
 
     /// Bytes over a link if its level were `level`, and how many of its flows that would stop.
-    fn used(&mut self, component: &Component, link: Link, level: f32) -> (f64, u32) {
+    fn used(&mut self, component: &Component<'_>, link: Link, level: f32) -> (f64, u32) {
         let mut limits = std::mem::take(&mut self.scratch);
         let mut total = (0.0, 0);
         match link {
             Link::Port(s, i) => {
                 let left = component.sides[s].row(i);
-                total = if component.core == Core::Free {
-                    used(left, &self.port[1 - s], level)
-                } else {
-                    self.limits_beyond_port(component, s, i, &mut limits);
-                    used(left, &limits, level)
-                };
+                let limits = self.limits_beyond_port(component, s, i, &mut limits);
+                total = used(left, limits, level);
             }
             Link::Core(s, link) => {
                 let side = &component.sides[s];
                 for &i in &side.by_leaf[link / component.planes] {
                     if side.live[i] > 0 {
-                        self.limits_beyond_core(component, s, link, i, &mut limits);
-                        let (bytes, rising) = used(side.row(i), &limits, level);
+                        let (bytes, rising) =
+                            self.used_by_row(component, (s, link), i, level, &mut limits);
                         total = (total.0 + bytes, total.1 + rising);
                     }
                 }
@@ -199,99 +219,84 @@ impl<'a> Levels<'a> {
     }
 
     /// The limit of each flow of row `i` by all links but the port of the row.
-    fn limits_beyond_port(&self, component: &Component, s: usize, i: usize, out: &mut Vec<f32>) {
+    fn limits_beyond_port<'s>(
+        &'s self,
+        component: &Component<'_>,
+        s: usize,
+        i: usize,
+        out: &'s mut Vec<f32>,
+    ) -> &'s [f32] {
         let (side, other) = (&component.sides[s], &component.sides[1 - s]);
         let ports = &self.port[1 - s];
         out.clear();
         match component.core {
-            Core::Free => out.extend_from_slice(ports),
+            Core::Free => return ports,
             Core::Pooled => {
                 let up = self.core[s][side.leaf[i]];
-                out.extend(self.through[1 - s].iter().map(|level| level.min(up)));
+                out.extend(self.through[1 - s].iter().map(|level| lesser(*level, up)));
                 for &j in &other.by_leaf[side.leaf[i]] {
                     out[j] = ports[j];
                 }
             }
             Core::Hashed => {
-                let here = side.leaf[i];
-                out.extend(ports.iter().enumerate().map(|(j, &port)| {
-                    let there = other.leaf[j];
-                    if here == there {
-                        return port;
+                out.extend_from_slice(ports);
+                for plane in 0..component.planes {
+                    let near = self.core[s][side.leaf[i] * component.planes + plane];
+                    for &j in side.over_plane(i, plane, component.planes) {
+                        let j = j as usize;
+                        let far = self.core[1 - s][other.leaf[j] * component.planes + plane];
+                        out[j] = out[j].min(near).min(far);
                     }
-                    let plane = self.plane(component, s, i, j);
-                    let near = self.core[s][here * component.planes + plane];
-                    let far = self.core[1 - s][there * component.planes + plane];
-                    port.min(near).min(far)
-                }));
-            }
-        }
-    }
-
-    /// The limit of each flow of row `i` by all links but core link `link`; zero for flows that
-    /// do not cross it.
-    fn limits_beyond_core(
-        &self,
-        component: &Component,
-        s: usize,
-        link: usize,
-        i: usize,
-        out: &mut Vec<f32>,
-    ) {
-        let (side, other) = (&component.sides[s], &component.sides[1 - s]);
-        let (here, own) = (side.leaf[i], self.port[s][i]);
-        out.clear();
-        match component.core {
-            Core::Free => {}
-            Core::Pooled => {
-                out.extend(self.through[1 - s].iter().map(|level| level.min(own)));
-                for &j in &other.by_leaf[here] {
-                    out[j] = 0.0;
                 }
             }
-            Core::Hashed => {
-                let wanted = link % component.planes;
-                out.extend(self.port[1 - s].iter().enumerate().map(|(j, &port)| {
-                    let there = other.leaf[j];
-                    if here == there || self.plane(component, s, i, j) != wanted {
-                        return 0.0;
-                    }
-                    let far = self.core[1 - s][there * component.planes + wanted];
-                    port.min(own).min(far)
-                }));
-            }
         }
+        out
     }
 
-    /// The plane of the flow between row `i` of side `s` and row `j` of the other.
-    fn plane(&self, component: &Component, s: usize, i: usize, j: usize) -> usize {
-        let mut pair = [component.sides[s].ranks[i], component.sides[1 - s].ranks[j]];
-        if s == 1 {
-            pair.reverse();
+    /// As [`used`] for the part of core link `link` that comes from row `i`.
+    fn used_by_row(
+        &self,
+        component: &Component<'_>,
+        (s, link): (usize, usize),
+        i: usize,
+        level: f32,
+        limits: &mut Vec<f32>,
+    ) -> (f64, u32) {
+        let (side, other) = (&component.sides[s], &component.sides[1 - s]);
+        let (left, own) = (side.row(i), self.port[s][i]);
+        match component.core {
+            Core::Free => (0.0, 0),
+            Core::Pooled => {
+                limits.clear();
+                limits.extend(self.through[1 - s].iter().map(|level| lesser(*level, own)));
+                for &j in &other.by_leaf[side.leaf[i]] {
+                    limits[j] = 0.0;
+                }
+                used(left, limits, level)
+            }
+            Core::Hashed => {
+                let plane = link % component.planes;
+                let (mut bytes, mut rising) = (0.0, 0);
+                for &j in side.over_plane(i, plane, component.planes) {
+                    let j = j as usize;
+                    let far = self.core[1 - s][other.leaf[j] * component.planes + plane];
+                    let most = left[j].min(self.port[1 - s][j]).min(far).min(own);
+                    bytes += f64::from(most.min(level));
+                    rising += u32::from(most > level);
+                }
+                (bytes, rising)
+            }
         }
-        self.fabric.plane_of(pair[0], pair[1]) as usize
     }
 
     /// What the epoch leaves of each row of side `s`.
-    fn remaining(&mut self, component: &Component, s: usize) -> Vec<Rest> {
+    fn remaining(&mut self, component: &Component<'_>, s: usize) -> Vec<Rest> {
         let mut limits = std::mem::take(&mut self.scratch);
         let side = &component.sides[s];
         let rest = (0..side.ranks.len())
             .map(|i| {
-                self.limits_beyond_port(component, s, i, &mut limits);
-                let mut flows = 0;
-                let mut bytes = 0.0;
-                for (left, limits) in side.row(i).chunks(BLOCK).zip(limits.chunks(BLOCK)) {
-                    let (mut more, mut sum) = ([0.0f32; LANES], [0.0f32; LANES]);
-                    sweep(left, limits, |lane, left, limit| {
-                        let rest = left - left.min(limit.min(self.port[s][i]));
-                        sum[lane] += rest;
-                        more[lane] += if rest > 0.0 { 1.0 } else { 0.0 };
-                    });
-                    flows += more.iter().sum::<f32>() as u32;
-                    bytes += f64::from(sum.iter().sum::<f32>());
-                }
-                Rest { flows, bytes }
+                let limits = self.limits_beyond_port(component, s, i, &mut limits);
+                rest(side.row(i), limits, self.port[s][i])
             })
             .collect();
         self.scratch = limits;
@@ -299,14 +304,14 @@ impl<'a> Levels<'a> {
     }
 
     /// Takes the bytes of the epoch off side `s`.
-    fn apply(&mut self, component: &mut Component, s: usize, rest: &[Rest]) {
+    fn apply(&mut self, component: &mut Component<'_>, s: usize, rest: &[Rest]) {
         let mut limits = std::mem::take(&mut self.scratch);
         for (i, rest) in rest.iter().enumerate() {
-            self.limits_beyond_port(component, s, i, &mut limits);
+            let limits = self.limits_beyond_port(component, s, i, &mut limits);
             let side = &mut component.sides[s];
             let own = self.port[s][i];
-            for (left, limit) in side.row_mut(i).iter_mut().zip(&limits) {
-                *left -= left.min(limit.min(own));
+            for (left, &limit) in side.row_mut(i).iter_mut().zip(limits) {
+                *left -= lesser(*left, lesser(limit, own));
             }
             (side.live[i], side.bytes[i]) = (rest.flows, rest.bytes);
         }
@@ -314,64 +319,118 @@ impl<'a> Levels<'a> {
     }
 
     /// Seconds from the start of the epoch until row `i`, which it drains, is done: the latest of
-    /// - all its bytes through its own port;
-    /// - each flow at the mean speed of the link that limits it (too early: links speed up);
-    /// - the flow that needs longest at an equal share of its peer's port, through that port
-    ///   together with all bytes that go no later.
-    fn last_byte(&mut self, component: &Component, s: usize, i: usize) -> f64 {
+    /// its bytes through its own port and of its [`CANDIDATES`] slowest flows. Flows are ranked by
+    /// the part of their level that they need, which is the time if levels rise steadily; where no
+    /// link is full, by the time at an equal share of the peer's port.
+    fn last_byte(&mut self, component: &Component<'_>, s: usize, i: usize) -> f64 {
         let (side, other) = (&component.sides[s], &component.sides[1 - s]);
         let mut limits = std::mem::take(&mut self.scratch);
-        self.limits_beyond_port(component, s, i, &mut limits);
-        let (mut fraction, mut slowest) = (0.0f32, (0.0f32, 0));
-        for (j, (&left, &limit)) in side.row(i).iter().zip(&limits).enumerate() {
-            if left > 0.0 {
-                fraction = fraction.max(left / limit);
-                let share = left * other.live[j] as f32;
-                if share > slowest.0 {
-                    slowest = (share, j);
-                }
+        let beyond = self.limits_beyond_port(component, s, i, &mut limits);
+        let share = 1.0 / (component.port * self.seconds) as f32;
+        let flows = side.row(i).iter().zip(beyond).enumerate();
+        let mut slowest = [(0.0f32, 0); CANDIDATES];
+        for (j, (&left, &limit)) in flows {
+            let even = (left * other.live[j] as f32 * share).min(1.0);
+            let rank = even.max(left / limit);
+            // Nearly all flows stop at this comparison.
+            if rank > slowest[CANDIDATES - 1].0 {
+                slowest[CANDIDATES - 1] = (rank, j);
+                slowest.sort_by(|a, b| b.0.total_cmp(&a.0));
             }
         }
         self.scratch = limits;
-        let j = slowest.1;
-        let (before, _) = self.used(component, Link::Port(1 - s, j), side.row(i)[j]);
-        (side.bytes[i].max(before) / component.port)
-            .max(f64::from(fraction) * self.seconds)
+        let own = side.bytes[i] / component.port;
+        slowest
+            .iter()
+            .filter(|&&(rank, _)| rank > 0.0)
+            .map(|&(_, j)| self.flow_end(component, s, i, j))
+            .fold(own, f64::max)
             .min(self.seconds)
+    }
+
+    /// Seconds from the start of the epoch until the flow from row `i` of side `s` to row `j` is
+    /// done: when its fullest link has passed this flow and as much, or less, of each other.
+    fn flow_end(&mut self, component: &Component<'_>, s: usize, i: usize, j: usize) -> f64 {
+        let (side, other) = (&component.sides[s], &component.sides[1 - s]);
+        let left = side.row(i)[j];
+        let peer = Link::Port(1 - s, j);
+        let mut fullest = (self.port[1 - s][j], peer, component.port);
+        let (here, there) = (side.leaf[i], other.leaf[j]);
+        if component.core != Core::Free && here != there {
+            let plane = if component.core == Core::Hashed {
+                component.plane(s, i, j)
+            } else {
+                0
+            };
+            for (s, leaf) in [(s, here), (1 - s, there)] {
+                let link = leaf * component.planes + plane;
+                if self.core[s][link] < fullest.0 {
+                    fullest = (self.core[s][link], Link::Core(s, link), component.core_link);
+                }
+            }
+        }
+        let (_, link, capacity) = fullest;
+        let (before, _) = self.used(component, link, left);
+        (before / capacity).max(f64::from(left) / component.cap)
     }
 }
 
+/// How many flows of a drained row are timed.
+const CANDIDATES: usize = 4;
 const LANES: usize = 8;
 /// `f32` sums and counts stay exact enough for this many entries.
 const BLOCK: usize = 512;
 
-/// Calls `f(lane, left, limit)` for all pairs, in a shape that compilers turn into vector code.
-#[inline(always)]
-fn sweep(left: &[f32], limits: &[f32], mut f: impl FnMut(usize, f32, f32)) {
-    let (lefts, limit_rows) = (left.chunks_exact(LANES), limits.chunks_exact(LANES));
-    let tail = lefts.remainder().iter().zip(limit_rows.remainder());
-    for (lefts, limits) in lefts.zip(limit_rows) {
-        for lane in 0..LANES {
-            f(lane, lefts[lane], limits[lane]);
-        }
-    }
-    for (lane, (&left, &limit)) in tail.enumerate() {
-        f(lane, left, limit);
-    }
-}
-
 /// `sum min(left, limit, level)`, and how many terms `level` would stop.
 fn used(left: &[f32], limits: &[f32], level: f32) -> (f64, u32) {
-    let (mut bytes, mut rising) = (0.0, 0);
+    sweep(left, limits, |left, limit| {
+        let most = lesser(left, limit);
+        (lesser(most, level), exceeds(most, level))
+    })
+}
+
+/// `sum max(0, left - min(limit, level))`, and how many terms are above zero.
+fn rest(left: &[f32], limits: &[f32], level: f32) -> Rest {
+    let (bytes, flows) = sweep(left, limits, |left, limit| {
+        let most = lesser(limit, level);
+        (left - lesser(left, most), exceeds(left, most))
+    });
+    Rest { flows, bytes }
+}
+
+/// The sum of the terms and the number of hits. This is where the time goes: lanes of independent
+/// sums are what compilers turn into vector code.
+#[inline(always)]
+fn sweep(left: &[f32], limits: &[f32], term: impl Fn(f32, f32) -> (f32, u32)) -> (f64, u32) {
+    let (mut total, mut hit) = (0.0, [0u32; LANES]);
     for (left, limits) in left.chunks(BLOCK).zip(limits.chunks(BLOCK)) {
-        let (mut sum, mut above) = ([0.0f32; LANES], [0.0f32; LANES]);
-        sweep(left, limits, |lane, left, limit| {
-            let most = if left < limit { left } else { limit };
-            sum[lane] += if most < level { most } else { level };
-            above[lane] += if most > level { 1.0 } else { 0.0 };
-        });
-        bytes += f64::from(sum.iter().sum::<f32>());
-        rising += above.iter().sum::<f32>() as u32;
+        let mut sum = [0.0f32; LANES];
+        let mut add = |lane: usize, left, limit| {
+            let (bytes, one) = term(left, limit);
+            sum[lane] += bytes;
+            hit[lane] += one;
+        };
+        let (lefts, left_tail) = left.as_chunks::<LANES>();
+        let (limits, limit_tail) = limits.as_chunks::<LANES>();
+        for (left, limit) in lefts.iter().zip(limits) {
+            for lane in 0..LANES {
+                add(lane, left[lane], limit[lane]);
+            }
+        }
+        for (&left, &limit) in left_tail.iter().zip(limit_tail) {
+            add(0, left, limit);
+        }
+        total += f64::from(sum.iter().sum::<f32>());
     }
-    (bytes, rising)
+    (total, hit.iter().sum())
+}
+
+/// 1 if `a > b`, else 0, for `a` and `b` not negative: such floats are ordered as their bits.
+fn exceeds(a: f32, b: f32) -> u32 {
+    b.to_bits().wrapping_sub(a.to_bits()) >> 31
+}
+
+/// As `a.min(b)` for numbers: without the care for NaN it is one instruction.
+fn lesser(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }

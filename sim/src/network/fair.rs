@@ -64,7 +64,11 @@ fn fair_rates(
     let mut room = capacity.to_vec();
     let mut weight = vec![0.0; capacity.len()];
     let mut rising = active.to_vec();
-    for class in classes.iter().zip(active).filter_map(|(c, &on)| on.then_some(c)) {
+    for class in classes
+        .iter()
+        .zip(active)
+        .filter_map(|(c, &on)| on.then_some(c))
+    {
         for &(link, w) in &class.crosses {
             weight[link] += w;
         }
@@ -118,7 +122,10 @@ mod tests {
 
     #[test]
     fn equal_flows_share_a_link() {
-        let flows = [flow(10.0, f64::INFINITY, &[0]), flow(10.0, f64::INFINITY, &[0])];
+        let flows = [
+            flow(10.0, f64::INFINITY, &[0]),
+            flow(10.0, f64::INFINITY, &[0]),
+        ];
         check(&[2.0], &flows, &[10.0, 10.0]);
     }
 
@@ -134,14 +141,21 @@ mod tests {
         // Long flow over both links of 1 and 2: link 0 holds it and its neighbour at 1/2, the
         // other has 3/2. After 2 s all of them are out of 1, 1 and 3 bytes.
         let none = f64::INFINITY;
-        let flows = [flow(1.0, none, &[0, 1]), flow(1.0, none, &[0]), flow(3.0, none, &[1])];
+        let flows = [
+            flow(1.0, none, &[0, 1]),
+            flow(1.0, none, &[0]),
+            flow(3.0, none, &[1]),
+        ];
         check(&[1.0, 2.0], &flows, &[2.0, 2.0, 2.0]);
     }
 
     #[test]
     fn a_finished_flow_gives_its_share_back() {
         // 1 and 3 bytes on 1 byte/s: 2 s for the first, then 2 bytes at full speed.
-        let flows = [flow(1.0, f64::INFINITY, &[0]), flow(3.0, f64::INFINITY, &[0])];
+        let flows = [
+            flow(1.0, f64::INFINITY, &[0]),
+            flow(3.0, f64::INFINITY, &[0]),
+        ];
         check(&[1.0], &flows, &[2.0, 4.0]);
     }
 }

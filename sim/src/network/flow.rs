@@ -2,19 +2,18 @@
 
 use super::component::Component;
 use super::drained::Drained;
-use super::epoch::{self, Steps};
+use super::epoch;
 use super::fabric::{Fabric, LinkClass, Routing};
 use super::load::Loads;
 use super::symmetric;
 use super::traffic::{Scope, Traffic, TrafficError};
 use crate::units::Time;
 
-/// Stated accuracy of [`drain`] for uneven traffic, as a fraction of the makespan.
-pub const ERROR_BOUND: f64 = 0.02;
-
 /// When every rank has its last byte in and out.
+///
+/// Uniform traffic over pooled uplinks is solved exactly in microseconds. Everything else goes to
+/// [`drain_in_steps`] with 32 steps for 1,024 ranks and more, up to 128 for 256 and fewer.
 pub fn drain(fabric: &Fabric, traffic: &Traffic) -> Result<Drained, TrafficError> {
-    traffic.check(fabric)?;
     match *traffic {
         Traffic::Uniform {
             scope,
@@ -23,22 +22,43 @@ pub fn drain(fabric: &Fabric, traffic: &Traffic) -> Result<Drained, TrafficError
             Ok(symmetric::drain(fabric, scope, bytes_per_pair))
         }
         Traffic::Uniform { .. } | Traffic::Matrix { .. } => {
-            let steps = Steps {
-                first: 1.0 / 16.0,
-                ratio: 1.125,
-            };
-            Ok(drain_uneven(fabric, traffic, steps))
+            let steps = (32_768 / fabric.world_size()).clamp(32, 128);
+            drain_in_steps(fabric, traffic, steps)
         }
     }
 }
 
-/// Any traffic, part by part.
-pub(super) fn drain_uneven(fabric: &Fabric, traffic: &Traffic, steps: Steps) -> Drained {
+/// As [`drain`], by the epoch solver with epochs of about `1 / steps` of the port bound, whatever
+/// the traffic. Time and accuracy grow with `steps`; zero counts as one.
+///
+/// **Accuracy.** Against exact max-min fairness the makespan is within `1 / steps` and the finish
+/// of a rank within `2 / steps` of the makespan. This is tested against [`reference`], not proven:
+/// max-min completion times are not even monotone in the bytes, so errors cannot simply be
+/// bracketed. Over 4,000 random fabrics of up to 32 ranks the worst were 0.7 and 1.5 over `steps`,
+/// the root mean square 0.1 and 0.3. Proven, for this solver and for the exact answer alike: no
+/// rank finishes before its port bound, and as every fair flow waits for one of its links or its
+/// cap at any instant, the exact makespan is at most `hops * port bound + bytes / cap` with 2 hops,
+/// or 4 where leaf links can limit.
+///
+/// **Cost.** Time `O(pairs * steps)`, memory 8 bytes a pair, 16 under static routing.
+///
+/// [`reference`]: super::reference
+pub fn drain_in_steps(
+    fabric: &Fabric,
+    traffic: &Traffic,
+    steps: u32,
+) -> Result<Drained, TrafficError> {
+    traffic.check(fabric)?;
+    Ok(drain_uneven(fabric, traffic, steps.max(1)))
+}
+
+/// Part by part.
+fn drain_uneven(fabric: &Fabric, traffic: &Traffic, steps: u32) -> Drained {
     let loads = Loads::new(fabric, traffic);
     let mut finish = loads.rank_bounds(fabric);
     let floor = finish.clone();
     let mut solve = |component| {
-        epoch::drain(fabric, component, steps, |rank, seconds| {
+        epoch::drain(component, steps, |rank, seconds| {
             let slot = &mut finish[rank as usize];
             *slot = Time::from_secs_f64(seconds).max(*slot);
         });
@@ -59,7 +79,7 @@ pub(super) fn drain_uneven(fabric: &Fabric, traffic: &Traffic, steps: Steps) -> 
             solve(Component::local(fabric, traffic, node, nvlink));
         }
     }
-    Drained::new(fabric, loads.classes(), finish, ERROR_BOUND)
+    Drained::new(fabric, loads.classes(), finish, 1.0 / f64::from(steps))
 }
 
 fn any(loads: &[u64]) -> bool {
@@ -73,7 +93,13 @@ fn any(loads: &[u64]) -> bool {
 fn local_matters(fabric: &Fabric, loads: &Loads, node: u32, floor: &[Time]) -> bool {
     let g = fabric.gpus_per_node();
     let ranks = (node * g) as usize..((node + 1) * g) as usize;
-    let most = |class| loads.of(class)[ranks.clone()].iter().copied().max().unwrap_or(0);
+    let most = |class| {
+        loads.of(class)[ranks.clone()]
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+    };
     let (out, into) = (most(LinkClass::NvlinkOut), most(LinkClass::NvlinkIn));
     let nvlink = fabric.capacity(LinkClass::NvlinkOut).bytes_per_second();
     let latest = (out as f64 + into as f64) / nvlink + out as f64 / fabric.flow_cap(true);

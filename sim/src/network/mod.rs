@@ -26,5 +26,5 @@ mod tests;
 pub mod traffic;
 
 pub use drained::Drained;
-pub use flow::{ERROR_BOUND, drain};
+pub use flow::{drain, drain_in_steps};
 pub use load::ClassLoad;

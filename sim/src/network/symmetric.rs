@@ -105,7 +105,11 @@ impl Quotient {
                 let crosses = [
                     (a, LinkClass::NicOut, peers - near),
                     (a, LinkClass::LeafUp, (peers - near) * leaf),
-                    (b, LinkClass::LeafDown, (back - near) * u64::from(self.kinds[b].leaf_nodes)),
+                    (
+                        b,
+                        LinkClass::LeafDown,
+                        (back - near) * u64::from(self.kinds[b].leaf_nodes),
+                    ),
                     (b, LinkClass::NicIn, back - near),
                 ];
                 self.add(fabric, bytes, false, 1, &crosses);
