@@ -2,14 +2,10 @@
 //! in `$MOEPLAN_DATA`, or `../shared/data` beside the workspace.
 #![expect(clippy::print_stderr, reason = "a skipped test must say so")]
 
-#[path = "../examples/fit_gemm/moe_table.rs"]
-mod moe_table;
-#[path = "../examples/fit_gemm/power_law.rs"]
-mod power_law;
-
 use moeplan_sim::cost::gemm::{GemmParams, GemmShape};
 use moeplan_sim::cost::gemm_table::GemmTable;
 use moeplan_sim::cost::moe_ffn::MoeFfnParams;
+use moeplan_sim::cost::moe_table::read_moe_ffn_rows;
 use moeplan_sim::cost::provenance::Provenance;
 use moeplan_sim::spec::DType;
 use moeplan_sim::units::Time;
@@ -107,10 +103,10 @@ fn moe_model_keeps_its_accuracy() {
         return;
     };
     let params: MoeFfnParams = section("moe-ffn");
-    let ratios: Vec<f64> = moe_table::read(&path)
+    let ratios: Vec<f64> = read_moe_ffn_rows(std::fs::File::open(&path).unwrap())
         .unwrap()
         .iter()
-        .map(|(shape, measured)| params.estimate(shape).time.as_secs_f64() / measured)
+        .map(|(shape, measured)| params.estimate(shape).time.as_secs_f64() / measured.as_secs_f64())
         .collect();
     check_error(&ratios, 10.0);
 }

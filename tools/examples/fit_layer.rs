@@ -2,7 +2,10 @@
 //!
 //! `cargo run --release -p moeplan --example fit_layer > sim/src/hardware/fitted/a100_layer.toml`
 
-#![expect(clippy::print_stdout, reason = "the program's purpose is to print a file")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the program's purpose is to print a file"
+)]
 
 use moeplan::validate::lab::{Lab, fast_kernels, table2_layer, tutel};
 use moeplan_sim::hardware::{Hardware, builtin};
@@ -23,7 +26,10 @@ fn main() -> anyhow::Result<()> {
     for _ in 0..2 {
         hardware.software.gemm_efficiency = minimise(0.4, 1.0, |efficiency| {
             let lab = lab(&hardware, |h| h.software.gemm_efficiency = efficiency)?;
-            let compute = lab.step(&table2_layer(), 16, &tutel(AllToAll::Linear, 1))?.compute.as_ms_f64();
+            let compute = lab
+                .step(&table2_layer(), 16, &tutel(AllToAll::Linear, 1))?
+                .compute
+                .as_ms_f64();
             let layer = LayerSpec::default();
             let fast = fast_kernels(AllToAll::Linear, Layout::Conventional);
             let speedup = lab.ms(&layer, 16, &Strategy::fairseq())? / lab.ms(&layer, 16, &fast)?;
@@ -31,12 +37,21 @@ fn main() -> anyhow::Result<()> {
         })?;
         hardware.network.congestion.half_nodes = minimise(20.0, 400.0, |half| {
             let lab = lab(&hardware, |h| h.network.congestion.half_nodes = half)?;
-            let time = lab.step(&table2_layer(), 256, &tutel(AllToAll::Linear, 1))?.all_to_all.as_ms_f64();
+            let time = lab
+                .step(&table2_layer(), 256, &tutel(AllToAll::Linear, 1))?
+                .all_to_all
+                .as_ms_f64();
             Ok((time / ALL_TO_ALL_256 - 1.0).powi(2))
         })?;
         hardware.network.congestion.peer_penalty = minimise(0.0, 40.0, |penalty| {
             let lab = lab(&hardware, |h| h.network.congestion.peer_penalty = penalty)?;
-            let ms = |a2a| lab.ms(&LayerSpec::default(), 2_048, &fast_kernels(a2a, Layout::Conventional));
+            let ms = |a2a| {
+                lab.ms(
+                    &LayerSpec::default(),
+                    2_048,
+                    &fast_kernels(a2a, Layout::Conventional),
+                )
+            };
             Ok((ms(AllToAll::Linear)? / ms(AllToAll::TwoDh)? / TWO_DH_2048 - 1.0).powi(2))
         })?;
     }

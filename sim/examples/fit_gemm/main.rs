@@ -14,8 +14,6 @@
 mod descent;
 mod gemm;
 mod moe_ffn;
-mod moe_table;
-mod power_law;
 mod report;
 
 use moeplan_sim::cost::gemm::GemmParams;

@@ -1,11 +1,16 @@
 //! The fit of the fused MoE kernel.
 
 use crate::descent::{minimise, rounded};
-use crate::moe_table::{Sample, read};
 use crate::report::{loss, summary};
-use moeplan_sim::cost::moe_ffn::MoeFfnParams;
+use moeplan_sim::cost::moe_ffn::{MoeFfnParams, MoeFfnShape};
+use moeplan_sim::cost::moe_table::read_moe_ffn_rows;
+use moeplan_sim::units::Time;
 use std::error::Error;
+use std::fs::File;
 use std::path::Path;
+
+/// A shape and its measured time.
+type Sample = (MoeFfnShape, Time);
 
 fn free(params: &mut MoeFfnParams) -> Vec<&mut f64> {
     vec![
@@ -39,7 +44,7 @@ fn with(base: &MoeFfnParams, values: &[f64]) -> MoeFfnParams {
 }
 
 fn ratio(params: &MoeFfnParams, (shape, measured): &Sample) -> f64 {
-    params.estimate(shape).time.as_secs_f64() / measured
+    params.estimate(shape).time.as_secs_f64() / measured.as_secs_f64()
 }
 
 fn fit(base: &MoeFfnParams, rows: &[Sample]) -> MoeFfnParams {
@@ -96,7 +101,7 @@ fn print(title: &str, ratios: &[(u64, f64)]) {
 
 /// Cross-validates and fits the model from `start`; prints the errors.
 pub(crate) fn run(folder: &Path, start: &MoeFfnParams) -> Result<MoeFfnParams, Box<dyn Error>> {
-    let rows = read(&folder.join("a100_moe_ffn_vllm_0.14.0.csv"))?;
+    let rows = read_moe_ffn_rows(File::open(folder.join("a100_moe_ffn_vllm_0.14.0.csv"))?)?;
     let mut rough = start.clone();
     for value in free(&mut rough) {
         let decade = 10f64.powf(value.log10().floor());

@@ -43,7 +43,11 @@ pub(super) fn emit(
             builder.buffer("all-to-all staging", staged.clone())
         };
         let traffic = builder.traffic(traffic);
-        let kind = OpKind::Exchange { traffic, transport, first: phase == 0 };
+        let kind = OpKind::Exchange {
+            traffic,
+            transport,
+            first: phase == 0,
+        };
         builder.push(Stream::Communication, kind, &[current], &[target]);
         current = target;
     }

@@ -5,6 +5,11 @@ mod exchange;
 pub mod gemm;
 pub mod gemm_table;
 pub mod moe_ffn;
+pub mod moe_table;
+pub mod nccl;
+pub mod nccl_table;
+mod power_law;
+pub mod price;
 pub mod provenance;
 
 use crate::engine::Contention;

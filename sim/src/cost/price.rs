@@ -29,7 +29,12 @@ fn price_op(
         provenance: estimate.provenance,
     };
     match &op.kind {
-        OpKind::Exchange { traffic, transport, first, .. } => {
+        OpKind::Exchange {
+            traffic,
+            transport,
+            first,
+            ..
+        } => {
             let TrafficId(index) = *traffic;
             // A matrix is used by one transport at one place in its All-to-All, so one price serves
             // every chunk that shares it.
@@ -52,8 +57,12 @@ fn price_op(
                 provenance: price.provenance,
             }
         }
-        OpKind::AllGather { scope, bytes } => collective(model.gather(program, *scope, *bytes, false)),
-        OpKind::ReduceScatter { scope, bytes } => collective(model.gather(program, *scope, *bytes, true)),
+        OpKind::AllGather { scope, bytes } => {
+            collective(model.gather(program, *scope, *bytes, false))
+        }
+        OpKind::ReduceScatter { scope, bytes } => {
+            collective(model.gather(program, *scope, *bytes, true))
+        }
         OpKind::CapacitySync => collective(model.capacity_sync(program)),
         OpKind::Gate { .. }
         | OpKind::Encode { .. }

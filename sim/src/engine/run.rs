@@ -65,7 +65,9 @@ impl Contention {
             (Gemm, NvLink) => (self.gemm_beside_nvlink, self.nvlink_beside_kernel),
             (Memory, NvLink) => (self.memory_beside_nvlink, self.nvlink_beside_kernel),
             // Two kernels that each fill the GPU share it evenly: nothing is gained or lost.
-            (Gemm | Memory | NvLink | Nic, Gemm | Memory) | (NvLink | Nic, NvLink | Nic) => (0.5, 0.5),
+            (Gemm | Memory | NvLink | Nic, Gemm | Memory) | (NvLink | Nic, NvLink | Nic) => {
+                (0.5, 0.5)
+            }
         };
         (fixed(compute), fixed(communication))
     }

@@ -102,16 +102,34 @@ impl Hardware {
         let contention = &self.gpu.contention;
         let shares = [
             ("gpu.contention.gemm-beside-nic", contention.gemm_beside_nic),
-            ("gpu.contention.memory-beside-nic", contention.memory_beside_nic),
-            ("gpu.contention.nic-beside-kernel", contention.nic_beside_kernel),
-            ("gpu.contention.gemm-beside-nvlink", contention.gemm_beside_nvlink),
-            ("gpu.contention.memory-beside-nvlink", contention.memory_beside_nvlink),
-            ("gpu.contention.nvlink-beside-kernel", contention.nvlink_beside_kernel),
+            (
+                "gpu.contention.memory-beside-nic",
+                contention.memory_beside_nic,
+            ),
+            (
+                "gpu.contention.nic-beside-kernel",
+                contention.nic_beside_kernel,
+            ),
+            (
+                "gpu.contention.gemm-beside-nvlink",
+                contention.gemm_beside_nvlink,
+            ),
+            (
+                "gpu.contention.memory-beside-nvlink",
+                contention.memory_beside_nvlink,
+            ),
+            (
+                "gpu.contention.nvlink-beside-kernel",
+                contention.nvlink_beside_kernel,
+            ),
             ("software.gemm-efficiency", self.software.gemm_efficiency),
         ];
         for (path, value) in shares {
             if !(value > 0.0 && value <= 1.0) {
-                return Err(HardwareError::at(path, format!("expected a share above 0, up to 1, found {value}")));
+                return Err(HardwareError::at(
+                    path,
+                    format!("expected a share above 0, up to 1, found {value}"),
+                ));
             }
         }
         let not_negative = [
@@ -248,7 +266,11 @@ mod tests {
 
     fn leaves(prefix: &str, table: &Table, found: &mut Vec<String>) {
         for (key, value) in table {
-            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            let path = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
             match value {
                 Value::Table(inner) => leaves(&path, inner, found),
                 _ => found.push(path),
@@ -279,7 +301,8 @@ mod tests {
 
     #[test]
     fn a_file_extends_a_preset_and_wins() {
-        let hardware = Hardware::from_toml("extends = 'nd-a100-v4-80gb'\n[node]\ngpus = 16").unwrap();
+        let hardware =
+            Hardware::from_toml("extends = 'nd-a100-v4-80gb'\n[node]\ngpus = 16").unwrap();
         assert_eq!(hardware.node.gpus, 16);
         assert_eq!(hardware.gpu.name, "A100-SXM4-80GB");
     }
@@ -293,7 +316,9 @@ mod tests {
         assert!(error("name = 'x'").contains("missing field"));
         assert!(error(&format!("{extends}[gpu]\nmemory-gib = -1.0")).contains("gpu.memory-gib"));
         assert!(error(&format!("{extends}[gpu]\nhbm-gb-per-s = nan")).contains("gpu.hbm-gb-per-s"));
-        assert!(error(&format!("{extends}[network]\noversubscription = 0.5")).contains("non-blocking"));
+        assert!(
+            error(&format!("{extends}[network]\noversubscription = 0.5")).contains("non-blocking")
+        );
         assert!(error("gpus = [").contains("expected") || !error("gpus = [").is_empty());
     }
 }

@@ -6,6 +6,7 @@ mod load;
 pub use load::{HardwareError, PRESETS, builtin};
 
 use crate::cost::gemm::GemmParams;
+use crate::cost::moe_ffn::MoeFfnParams;
 use crate::cost::nccl::NcclParams;
 use crate::engine::Contention;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Gpu {
     pub kernel_us: f64,
     /// Matrix products.
     pub gemm: GemmParams,
+    /// Fused MoE feed-forwards of inference servers; layers of the paper do not use them.
+    pub moe_ffn: MoeFfnParams,
     /// Kernels beside collectives.
     pub contention: Contention,
 }

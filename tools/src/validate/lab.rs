@@ -34,7 +34,12 @@ impl Lab {
     ///
     /// # Errors
     /// A setting the layer cannot run.
-    pub fn step(&self, layer: &LayerSpec, gpus: u64, strategy: &Strategy) -> Result<Step, SpecError> {
+    pub fn step(
+        &self,
+        layer: &LayerSpec,
+        gpus: u64,
+        strategy: &Strategy,
+    ) -> Result<Step, SpecError> {
         let resolved = layer.resolve(gpus)?;
         let scenario = Scenario {
             layer: &resolved,
@@ -44,7 +49,12 @@ impl Lab {
             model: &self.model,
             phase: Phase::Training,
         };
-        let load = Load::new(&resolved, layer.capacity_factor, strategy.padding, &Routing::Balanced);
+        let load = Load::new(
+            &resolved,
+            layer.capacity_factor,
+            strategy.padding,
+            &Routing::Balanced,
+        );
         best(&scenario, &candidates(strategy, &resolved)?, &load)
     }
 
@@ -59,7 +69,12 @@ impl Lab {
 
 /// The layer of Table 2: H = D = 4K, E_g = 2, 64K tokens a step.
 pub fn table2_layer() -> LayerSpec {
-    LayerSpec { tokens_per_step: 65_536, model_dim: 4_096, hidden_dim: 4_096, ..LayerSpec::default() }
+    LayerSpec {
+        tokens_per_step: 65_536,
+        model_dim: 4_096,
+        hidden_dim: 4_096,
+        ..LayerSpec::default()
+    }
 }
 
 /// A layer of D = H = 4096 and E_g = 2 with `tokens` a step (Table 5, Figure 13).
@@ -107,12 +122,19 @@ pub fn tutel(all_to_all: AllToAll, degree: u64) -> Strategy {
 
 /// Tutel with (d, a) adaptive and r = 1, as in Figure 14.
 pub fn adaptive_pipelining() -> Strategy {
-    Strategy { all_to_all: Choice::Auto, pipeline_degree: Choice::Auto, ..tutel(AllToAll::Linear, 1) }
+    Strategy {
+        all_to_all: Choice::Auto,
+        pipeline_degree: Choice::Auto,
+        ..tutel(AllToAll::Linear, 1)
+    }
 }
 
 /// The baseline with sparse encode and decode.
 pub fn fast_kernels(all_to_all: AllToAll, layout: Layout) -> Strategy {
-    Strategy { layout, ..tutel(all_to_all, 1) }
+    Strategy {
+        layout,
+        ..tutel(all_to_all, 1)
+    }
 }
 
 /// One Table 6 model on one scale: times of linear at degrees 1, 2, 4, 8, then of 2DH.

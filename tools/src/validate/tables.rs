@@ -82,7 +82,13 @@ pub fn compare(table: impl Read, kind: TableKind, hardware: &Hardware) -> Result
                     _ => "m > 128",
                 };
                 let label = format!("{} {}x{}x{}", shape.dtype, shape.m, shape.n, shape.k);
-                Row::new(label, class, measured, hardware.gpu.gemm.estimate(&shape).time, None)
+                Row::new(
+                    label,
+                    class,
+                    measured,
+                    hardware.gpu.gemm.estimate(&shape).time,
+                    None,
+                )
             };
             Ok(rows.into_iter().map(row).collect())
         }
@@ -98,7 +104,13 @@ pub fn compare(table: impl Read, kind: TableKind, hardware: &Hardware) -> Result
                     "{} tokens, {} experts, top-{}, {}x{}",
                     shape.tokens, shape.experts, shape.top_k, shape.hidden, shape.inter
                 );
-                Row::new(label, class, measured, hardware.gpu.moe_ffn.estimate(&shape).time, None)
+                Row::new(
+                    label,
+                    class,
+                    measured,
+                    hardware.gpu.moe_ffn.estimate(&shape).time,
+                    None,
+                )
             };
             Ok(rows.into_iter().map(row).collect())
         }
@@ -110,33 +122,64 @@ fn compare_nccl(table: impl Read, hardware: &Hardware) -> Result<Vec<Row>> {
     let mut models: BTreeMap<Option<String>, Nccl> = BTreeMap::new();
     let mut rows = Vec::new();
     for measurement in measurements {
-        let library = measurement.library.as_ref().map(|version| match version.starts_with("nccl-") {
-            true => version.clone(),
-            false => format!("nccl-{version}"),
-        });
+        let library =
+            measurement
+                .library
+                .as_ref()
+                .map(|version| match version.starts_with("nccl-") {
+                    true => version.clone(),
+                    false => format!("nccl-{version}"),
+                });
         let known = library.filter(|name| hardware.collectives.library.contains_key(name));
         if !models.contains_key(&known) {
-            let model = Nccl::new(hardware.collectives.clone(), known.as_deref()).context("collectives of the cluster")?;
+            let model = Nccl::new(hardware.collectives.clone(), known.as_deref())
+                .context("collectives of the cluster")?;
             models.insert(known.clone(), model);
         }
         let model = &models[&known];
         let (gpus, node) = (measurement.gpus, measurement.gpus_per_node);
         let estimate = model.estimate(measurement.kind, measurement.bytes, gpus, node);
-        let size = if measurement.bytes < 1 << 20 { "below 1 MiB" } else { "from 1 MiB" };
-        let place = if gpus > node { format!("{}x{node} GPUs", gpus / node) } else { "one node".to_string() };
+        let size = if measurement.bytes < 1 << 20 {
+            "below 1 MiB"
+        } else {
+            "from 1 MiB"
+        };
+        let place = if gpus > node {
+            format!("{}x{node} GPUs", gpus / node)
+        } else {
+            "one node".to_string()
+        };
         let bound = bound(measurement.kind, measurement.bytes, gpus, node, model);
-        let label = format!("{} {gpus} GPUs {} bytes", measurement.kind, measurement.bytes);
-        rows.push(Row::new(label, &format!("{place}, {size}"), measurement.time, estimate.time, Some(bound)));
+        let label = format!(
+            "{} {gpus} GPUs {} bytes",
+            measurement.kind, measurement.bytes
+        );
+        rows.push(Row::new(
+            label,
+            &format!("{place}, {size}"),
+            measurement.time,
+            estimate.time,
+            Some(bound),
+        ));
     }
     Ok(rows)
 }
 
 /// The time the busiest port needs for its bytes at full rate: NVLink ports in a node; between nodes
 /// the NICs, which carry what leaves the node.
-pub fn bound(kind: CollectiveKind, bytes: u64, gpus: usize, gpus_per_node: usize, model: &Nccl) -> Time {
+pub fn bound(
+    kind: CollectiveKind,
+    bytes: u64,
+    gpus: usize,
+    gpus_per_node: usize,
+    model: &Nccl,
+) -> Time {
     let rate = |gb_per_s: f64| Bandwidth::try_from(gb_per_s).ok();
     let params = model.params();
-    let (Some(port), Some(nic)) = (rate(params.intra.port_gb_per_s), rate(params.nic.wire_gb_per_s)) else {
+    let (Some(port), Some(nic)) = (
+        rate(params.intra.port_gb_per_s),
+        rate(params.nic.wire_gb_per_s),
+    ) else {
         return Time::ZERO;
     };
     if gpus <= gpus_per_node {
@@ -156,7 +199,13 @@ pub fn bound(kind: CollectiveKind, bytes: u64, gpus: usize, gpus_per_node: usize
 }
 
 impl Row {
-    fn new(label: String, class: &str, measured: Time, simulated: Time, bound: Option<Time>) -> Row {
+    fn new(
+        label: String,
+        class: &str,
+        measured: Time,
+        simulated: Time,
+        bound: Option<Time>,
+    ) -> Row {
         let ns = |time: Time| time.as_ps() as f64 / 1e3;
         Row {
             label,
@@ -173,10 +222,16 @@ impl Row {
 pub fn summarise(rows: &[Row]) -> Vec<Accuracy> {
     let mut classes: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for row in rows {
-        classes.entry(&row.class).or_default().push(row.relative_error);
+        classes
+            .entry(&row.class)
+            .or_default()
+            .push(row.relative_error);
     }
     let all: Vec<f64> = rows.iter().map(|row| row.relative_error).collect();
-    let mut summary: Vec<Accuracy> = classes.into_iter().map(|(class, errors)| Accuracy::of(class, &errors)).collect();
+    let mut summary: Vec<Accuracy> = classes
+        .into_iter()
+        .map(|(class, errors)| Accuracy::of(class, &errors))
+        .collect();
     if summary.len() > 1 {
         summary.push(Accuracy::of("all", &all));
     }
@@ -188,7 +243,8 @@ impl Accuracy {
         let mut absolute: Vec<f64> = errors.iter().map(|error| error.abs()).collect();
         absolute.sort_by(f64::total_cmp);
         let count = errors.len().max(1) as f64;
-        let at = ((absolute.len() as f64 * 0.95).ceil() as usize).clamp(1, absolute.len().max(1)) - 1;
+        let at =
+            ((absolute.len() as f64 * 0.95).ceil() as usize).clamp(1, absolute.len().max(1)) - 1;
         Accuracy {
             class: class.to_string(),
             rows: errors.len(),

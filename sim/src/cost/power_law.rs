@@ -9,7 +9,7 @@
 const SHUFFLES: u64 = 15;
 
 /// Rows of each expert of the busiest of `ranks` expert-parallel ranks.
-pub(crate) fn busiest_rank(
+pub(super) fn busiest_rank(
     tokens: u64,
     experts: usize,
     top_k: u64,
