@@ -3,6 +3,7 @@
 pub mod lab;
 pub mod published;
 pub mod report;
+pub mod record;
 pub mod tables;
 
 use serde::Serialize;
@@ -56,8 +57,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether it misses its goal.
+    /// Whether it misses its goal. The goal of a gain in percent is in points.
     pub fn misses(&self) -> bool {
-        matches!((self.goal, self.relative_error), (Some(goal), Some(error)) if error.abs() > goal)
+        let error = match self.unit {
+            "%" => self.simulated.map(|ours| (ours - self.published) / 100.0),
+            _ => self.relative_error,
+        };
+        matches!((self.goal, error), (Some(goal), Some(error)) if error.abs() > goal)
     }
 }
