@@ -1,4 +1,8 @@
 //! How long the network takes to answer: `cargo bench -p moeplan-sim --bench flow`.
+#![expect(
+    missing_docs,
+    reason = "criterion_group! makes an undocumented function"
+)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use moeplan_sim::network::drain;
@@ -88,6 +92,7 @@ fn bench(c: &mut Criterion) {
 }
 
 /// Prints time over pairs relative to 512 ranks: at most 1 means no worse than linear in pairs.
+#[expect(clippy::print_stdout, reason = "a bench reports on stdout")]
 fn scaling(_: &mut Criterion) {
     let seconds = |n| {
         let (fabric, traffic) = (fabric(n), uneven(n, 10));

@@ -4,16 +4,16 @@
 //! bytes. [`Levels::fill`] finds the levels such that each link is either not full or the fullest
 //! one for some of its flows: max-min fairness of *bytes in the epoch*. Because what is `left` is
 //! inside the `min`, flows may finish anywhere in an epoch and the bandwidth they free is used: on
-//! a link that limits its flows throughout, the epoch is exact whatever its length. The error
-//! comes only from flows whose limiting link changes within an epoch, and is of second order in
-//! its length. An epoch lasts `1 / steps` of the port bound, and beyond it `1 / steps` of the time
-//! so far, so there are `O(steps)` of them.
+//! a link that limits its flows throughout, the epoch is exact whatever its length. What is off are
+//! the bytes of flows whose limiting link changes within an epoch, and the place of a finish within
+//! its epoch, which is estimated ([`Levels::last_byte`]). An epoch lasts `1 / steps` of the port
+//! bound, and beyond it `1 / steps` of the time so far, so there are `O(steps)` of them.
 //!
 //! Progressive filling by lazy Newton: `used(x) = sum min(left, x, other levels)` is concave in the
 //! level `x` of a link, so a Newton step towards `used(x) = room` from any point is a lower bound
 //! of the root, and the root only rises while other links are being settled. A heap of lower bounds
-//! therefore always settles the lowest level next, at O(flows of the link) a step; about three
-//! steps a link are needed.
+//! therefore always settles the lowest level next, at O(flows of the link) a step. A
+//! handful of steps a link is usual, also where all ports are nearly equally loaded.
 
 use super::component::{Component, Core};
 use std::cmp::Reverse;
@@ -28,22 +28,22 @@ const CLOSE: f32 = 1.0 + 1e-3;
 /// How much longer epochs may be while no rank can be done yet: nobody's finish is read off them.
 const COARSE: f64 = 2.0;
 
-/// Drains a component. Calls `done(rank, seconds)` when a rank has sent, and when it has received, its last byte.
+/// Drains a component and calls `done(rank, seconds)` when a rank has sent, and when it has
+/// received, its last byte.
 pub(super) fn drain(mut component: Component<'_>, steps: u32, mut done: impl FnMut(u32, f64)) {
     let (quiet, bound) = port_bounds(&component);
     let cut = 1.0 / f64::from(steps);
     let shortest = bound * cut;
-    let (mut now, mut end) = (0.0, 0.0);
+    let mut now = 0.0;
     loop {
         component.compact();
         if component.sides[0].ranks.is_empty() {
             return;
         }
-        end = now
-            + shortest
-                .max(now * cut)
-                .max((quiet - now).min(COARSE * shortest));
-        let mut levels = Levels::new(&component, end - now);
+        let length = shortest
+            .max(now * cut)
+            .max((quiet - now).min(COARSE * shortest));
+        let mut levels = Levels::new(&component, length);
         levels.fill(&component);
         let after = [0, 1].map(|s| levels.remaining(&component, s));
         for (s, rows) in after.iter().enumerate() {
@@ -57,7 +57,7 @@ pub(super) fn drain(mut component: Component<'_>, steps: u32, mut done: impl FnM
         for (s, rows) in after.iter().enumerate() {
             levels.apply(&mut component, s, rows);
         }
-        now = end;
+        now += length;
     }
 }
 
@@ -90,6 +90,8 @@ struct Levels {
     port: [Vec<f32>; 2],
     /// By side (up, down) and core link; the flow cap where it is not full.
     core: [Vec<f32>; 2],
+    /// By side and core link: the bytes over it in the epoch, `None` where it is full.
+    core_rest: [Vec<Option<f64>>; 2],
     /// `min(port, core)` of each row for pooled core links.
     through: [Vec<f32>; 2],
     scratch: Vec<f32>,
@@ -109,13 +111,14 @@ impl Levels {
         Levels {
             seconds,
             through: port.clone(),
+            core_rest: core.each_ref().map(|links| vec![None; links.len()]),
             port,
             core,
             scratch: Vec::new(),
         }
     }
 
-    /// Settles the level of every link, the least full level first.
+    /// Settles the level of every link, the lowest first.
     fn fill(&mut self, component: &Component<'_>) {
         let port_room = component.port * self.seconds;
         let core_room = component.core_link * self.seconds;
@@ -166,6 +169,9 @@ impl Levels {
                 return Some(level);
             }
             if rising == 0 {
+                if let Link::Core(s, link) = link {
+                    self.core_rest[s][link] = Some(used);
+                }
                 return None;
             }
             let next = (f64::from(level) + missing / f64::from(rising)) as f32;
@@ -349,29 +355,31 @@ impl Levels {
     }
 
     /// Seconds from the start of the epoch until the flow from row `i` of side `s` to row `j` is
-    /// done: when its fullest link has passed this flow and as much, or less, of each other.
+    /// done: when its fullest link has passed this flow and as much, or less, of each other, and
+    /// the core links that do not fill up have passed all they get.
     fn flow_end(&mut self, component: &Component<'_>, s: usize, i: usize, j: usize) -> f64 {
         let (side, other) = (&component.sides[s], &component.sides[1 - s]);
         let left = side.row(i)[j];
-        let peer = Link::Port(1 - s, j);
-        let mut fullest = (self.port[1 - s][j], peer, component.port);
+        let mut fullest = (self.port[1 - s][j], Link::Port(1 - s, j), component.port);
+        let mut end = f64::from(left) / component.cap;
         let (here, there) = (side.leaf[i], other.leaf[j]);
         if component.core != Core::Free && here != there {
-            let plane = if component.core == Core::Hashed {
-                component.plane(s, i, j)
-            } else {
-                0
+            let plane = match component.core {
+                Core::Hashed => component.plane(s, i, j),
+                Core::Free | Core::Pooled => 0,
             };
             for (s, leaf) in [(s, here), (1 - s, there)] {
                 let link = leaf * component.planes + plane;
-                if self.core[s][link] < fullest.0 {
+                if let Some(bytes) = self.core_rest[s][link] {
+                    end = end.max(bytes / component.core_link);
+                } else if self.core[s][link] < fullest.0 {
                     fullest = (self.core[s][link], Link::Core(s, link), component.core_link);
                 }
             }
         }
         let (_, link, capacity) = fullest;
         let (before, _) = self.used(component, link, left);
-        (before / capacity).max(f64::from(left) / component.cap)
+        end.max(before / capacity)
     }
 }
 
