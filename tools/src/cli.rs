@@ -1,0 +1,108 @@
+//! Commands and flags. What a flag means is decided in [`crate::resolve`].
+
+use crate::settings::{
+    ClusterSettings, LayerSettings, OutputSettings, ReportSettings, RoutingSettings,
+    StrategySettings,
+};
+use clap::{Args, Parser, Subcommand};
+use moeplan_sim::spec::Phase;
+use std::path::PathBuf;
+
+/// Plans GPU clusters for Mixture-of-Experts layers before you rent them.
+///
+/// Without a command: the shipped routing trace on 2,048 A100s, the static baseline against
+/// adaptive Tutel.
+#[derive(Debug, Parser)]
+#[command(
+    name = "moeplan",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
+pub struct Cli {
+    /// Settings every command has.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Settings every command has.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Common {
+    /// Settings from a TOML file; a flag wins over it
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Output")]
+    pub config: Option<PathBuf>,
+    /// Seed of everything drawn [default: 0]
+    #[arg(long, global = true, value_name = "N", help_heading = "Output")]
+    pub seed: Option<u64>,
+    /// How results are written.
+    #[command(flatten)]
+    pub output: OutputSettings,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// One strategy, one step or many
+    Simulate(SimulateArgs),
+    /// Several strategies side by side, speed-up over the first
+    Compare(CompareArgs),
+}
+
+/// What is simulated.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ScenarioArgs {
+    /// Where.
+    #[command(flatten, next_help_heading = "Cluster")]
+    pub cluster: ClusterSettings,
+    /// The layer.
+    #[command(flatten, next_help_heading = "Layer")]
+    pub layer: LayerSettings,
+    /// Refinements of the strategies.
+    #[command(flatten, next_help_heading = "Strategy")]
+    pub refine: StrategySettings,
+    /// Where tokens go.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub routing: RoutingSettings,
+    /// forward, or training: forward and backward [default: training]
+    #[arg(long, value_name = "PHASE", help_heading = "Layer")]
+    pub phase: Option<Phase>,
+}
+
+/// `simulate`.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateArgs {
+    /// fairseq, tutel or a TOML file; flags refine it [default: tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
+}
+
+/// `compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        help_heading = "Strategy",
+        conflicts_with = "ladder"
+    )]
+    pub strategy: Vec<String>,
+    /// The feature ladder of the paper's Figure 14, one feature more each
+    #[arg(long, help_heading = "Strategy")]
+    pub ladder: bool,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
+}

@@ -1,0 +1,3 @@
+//! One file a subcommand: settings in, an [`Answer`](crate::output::Answer) out.
+
+pub mod compare;
