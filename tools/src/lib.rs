@@ -1,2 +1,181 @@
 //! Command line of moeplan.
+//!
+//! [`run`] is the whole program without the process around it, so that tests call it in place:
+//! arguments and streams in, exit code out.
+
+pub mod cli;
+pub mod command;
+pub mod document;
+pub mod error;
+pub mod output;
+pub mod play;
+pub mod presets;
+pub mod resolve;
+pub mod routing;
+pub mod session;
+pub mod settings;
+pub mod summary;
 pub mod validate;
+
+use clap::Parser;
+use cli::{Cli, Command, Common, ScenarioArgs};
+use command::compare::Job;
+use error::{Error, Exit};
+use output::Answer;
+use resolve::{Given, Resolved, resolve};
+use session::{Session, Streams};
+use settings::Study;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// The program on the streams, arguments and signals of this process.
+pub fn main_on_this_machine() -> ExitCode {
+    // A panic is reported by `run`, as one line.
+    std::panic::set_hook(Box::new(|_| {}));
+    // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
+    let _ = ctrlc::set_handler(|| {
+        if session::interrupt() {
+            #[expect(clippy::exit, reason = "the user asked a second time")]
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+    });
+    let watched = io::stderr().is_terminal();
+    let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+    let streams = Streams {
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+        watched,
+    };
+    run(std::env::args_os(), streams).into()
+}
+
+/// Runs the command line `args` (the program's name first).
+pub fn run<I, T>(args: I, streams: Streams<'_>) -> Exit
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, streams),
+    };
+    let Streams {
+        stdout,
+        stderr,
+        watched,
+    } = streams;
+    let outcome = {
+        let streams = Streams {
+            stdout,
+            stderr: &mut *stderr,
+            watched,
+        };
+        catch_unwind(AssertUnwindSafe(|| dispatch(cli, streams)))
+    };
+    let error = match outcome {
+        Ok(Ok(exit)) => return exit,
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            let said = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Error::Unexpected(format!(
+                "this is a mistake in moeplan, please report it: {said}"
+            ))
+        }
+    };
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(stderr, "error: {error}");
+    error.exit()
+}
+
+/// Help and version go to standard output; a wrong flag is bad input.
+fn usage(error: &clap::Error, streams: Streams<'_>) -> Exit {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        let _ = streams.stderr.write_all(text.as_bytes());
+        Exit::BadInput
+    } else {
+        let _ = streams.stdout.write_all(text.as_bytes());
+        Exit::Done
+    }
+}
+
+fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
+    let Cli { common, command } = cli;
+    let mut given = Given::read(common.config.as_deref())?;
+    given.flags.seed = common.seed;
+    let output = over(&common, &given.file);
+    if let Some(path) = &output.file {
+        output::check_writable(path)?;
+    }
+    given.flags.output = output.clone();
+    let mut session = Session::new(streams, output)?;
+    let (answer, exit) = match command {
+        None => job(Job::Main, given, &mut session)?,
+        Some(Command::Simulate(args)) => {
+            take(
+                &mut given,
+                args.scenario,
+                args.strategy.into_iter().collect(),
+            );
+            given.flags.report = args.report;
+            job(Job::Simulate, given, &mut session)?
+        }
+        Some(Command::Compare(args)) => {
+            take(&mut given, args.scenario, args.strategy);
+            given.flags.report = args.report;
+            given.flags.ladder = args.ladder;
+            job(Job::Compare, given, &mut session)?
+        }
+        Some(Command::Validate(args)) => {
+            given.flags.cluster.preset = args.cluster.clone();
+            let cluster = resolve::cluster(&given)?;
+            command::validate::run(&args, cluster, &mut session)?
+        }
+    };
+    output::write(&answer, &mut session)?;
+    Ok(exit)
+}
+
+/// Output settings: flags over the study file.
+fn over(common: &Common, file: &Study) -> settings::OutputSettings {
+    let (flags, file) = (&common.output, &file.output);
+    settings::OutputSettings {
+        format: flags.format.or(file.format),
+        file: flags.file.clone().or_else(|| file.file.clone()),
+        threads: flags.threads.or(file.threads),
+        quiet: flags.quiet || file.quiet,
+        verbose: flags.verbose || file.verbose,
+    }
+}
+
+fn take(given: &mut Given, scenario: ScenarioArgs, strategies: Vec<String>) {
+    given.strategies = strategies;
+    given.flags.phase = scenario.phase;
+    given.flags.cluster = scenario.cluster;
+    given.flags.layer = scenario.layer;
+    given.flags.routing = scenario.routing;
+    given.refine = scenario.refine;
+}
+
+fn job(job: Job, mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
+    job.defaults(&mut given.file);
+    let resolved = resolve(&given, &job.strategies())?;
+    show(&resolved, session)?;
+    command::compare::run(job, &resolved, session)
+}
+
+/// Prints the settings in force, where asked for.
+fn show(resolved: &Resolved, session: &mut Session<'_>) -> Result<(), Error> {
+    if session.output.verbose {
+        let text = toml::to_string(&resolved.study)
+            .map_err(|error| Error::Unexpected(format!("settings: {error}")))?;
+        session.note(&text);
+    }
+    Ok(())
+}

@@ -1,2 +1,7 @@
 //! The `moeplan` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    moeplan::main_on_this_machine()
+}

@@ -1,0 +1,134 @@
+//! Commands and flags. What a flag means is decided in [`crate::resolve`].
+
+use crate::settings::{
+    ClusterSettings, LayerSettings, OutputSettings, ReportSettings, RoutingSettings,
+    StrategySettings,
+};
+use crate::validate::tables::TableKind;
+use clap::{Args, Parser, Subcommand};
+use moeplan_sim::spec::Phase;
+use std::path::PathBuf;
+
+/// Plans GPU clusters for Mixture-of-Experts layers before you rent them.
+///
+/// Without a command: the shipped routing trace on 2,048 A100s, the static baseline against
+/// adaptive Tutel.
+#[derive(Debug, Parser)]
+#[command(
+    name = "moeplan",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
+pub struct Cli {
+    /// Settings every command has.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Settings every command has.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Common {
+    /// Settings from a TOML file; a flag wins over it
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Output")]
+    pub config: Option<PathBuf>,
+    /// Seed of everything drawn [default: 0]
+    #[arg(long, global = true, value_name = "N", help_heading = "Output")]
+    pub seed: Option<u64>,
+    /// How results are written.
+    #[command(flatten)]
+    pub output: OutputSettings,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// One strategy, one step or many
+    Simulate(SimulateArgs),
+    /// Several strategies side by side, speed-up over the first
+    Compare(CompareArgs),
+    /// Published and measured figures beside ours
+    Validate(ValidateArgs),
+}
+
+/// What is simulated.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ScenarioArgs {
+    /// Where.
+    #[command(flatten, next_help_heading = "Cluster")]
+    pub cluster: ClusterSettings,
+    /// The layer.
+    #[command(flatten, next_help_heading = "Layer")]
+    pub layer: LayerSettings,
+    /// Refinements of the strategies.
+    #[command(flatten, next_help_heading = "Strategy")]
+    pub refine: StrategySettings,
+    /// Where tokens go.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub routing: RoutingSettings,
+    /// forward, or training: forward and backward [default: training]
+    #[arg(long, value_name = "PHASE", help_heading = "Layer")]
+    pub phase: Option<Phase>,
+}
+
+/// `simulate`.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateArgs {
+    /// fairseq, tutel or a TOML file; flags refine it [default: tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
+}
+
+/// `compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        help_heading = "Strategy",
+        conflicts_with = "ladder"
+    )]
+    pub strategy: Vec<String>,
+    /// The feature ladder of the paper's Figure 14, one feature more each
+    #[arg(long, help_heading = "Strategy")]
+    pub ladder: bool,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
+}
+
+/// `validate`.
+#[derive(Debug, Clone, Args)]
+pub struct ValidateArgs {
+    /// Hold the cost models against a measured table instead, row by row
+    #[arg(long, value_name = "FILE", requires = "kind")]
+    pub table: Option<PathBuf>,
+    /// What the table measures, and so its columns
+    #[arg(long, value_name = "KIND", requires = "table")]
+    pub kind: Option<TableKind>,
+    /// Also hold the models against the tables in DIR/calibration
+    #[arg(long, value_name = "DIR", conflicts_with = "table")]
+    pub data: Option<PathBuf>,
+    /// Write the report, as docs/VALIDATION.md
+    #[arg(long, value_name = "FILE", conflicts_with = "table")]
+    pub markdown: Option<PathBuf>,
+    /// Write the errors, for later runs to be held against
+    #[arg(long, value_name = "FILE", conflicts_with = "table")]
+    pub record: Option<PathBuf>,
+    /// Kind of cluster: a preset or a TOML file [default: nd-a100-v4-80gb]
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub cluster: Option<String>,
+}

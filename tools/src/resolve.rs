@@ -1,0 +1,537 @@
+//! Flags over the study file over defaults, checked: what a command runs on.
+
+use crate::document::Document;
+use crate::error::{Error, Place};
+use crate::presets;
+use crate::routing::RoutingSource;
+use crate::settings::{LayerSettings, StrategySettings, Study};
+use moeplan_sim::hardware::{self, Hardware};
+use moeplan_sim::spec::{Experts, LayerSpec, Padding, Phase, ResolvedLayer, SpecError, Strategy};
+use std::path::{Path, PathBuf};
+
+/// Most GPUs simulated. Programs in which all ranks are alike stay small at any size; this is where
+/// index arithmetic and the paper's models end to mean something.
+pub const MAX_GPUS: u64 = 65_536;
+
+/// Most GPUs of a dropless step: its matrix of rows by pair of ranks then takes 1 GiB.
+pub const MAX_DROPLESS_GPUS: u64 = 16_384;
+
+/// GPUs when nothing is said: the largest published run.
+const DEFAULT_GPUS: u64 = 2_048;
+
+/// The cluster when nothing is said: the paper's.
+const DEFAULT_CLUSTER: &str = "nd-a100-v4-80gb";
+
+/// A strategy to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Its choices.
+    pub strategy: Strategy,
+    /// Whether its capacity is set to what the most uneven step needs.
+    pub cover_routing: bool,
+}
+
+/// Everything decided and checked.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The settings in force, complete: what the study file would have to say.
+    pub study: Study,
+    /// The cluster's constants.
+    pub hardware: Hardware,
+    /// Seed of everything drawn.
+    pub seed: u64,
+    /// Forward, or a training step.
+    pub phase: Phase,
+    /// m.
+    pub gpus_per_node: u64,
+    /// The layer on its world.
+    pub layer: ResolvedLayer,
+    /// Strategies, in order.
+    pub strategies: Vec<Planned>,
+    /// Where tokens go.
+    pub routing: RoutingSource,
+}
+
+/// Settings of the flags and of the study file, before anything is decided.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// From flags.
+    pub flags: Study,
+    /// Strategies named by flags; empty where the file decides.
+    pub strategies: Vec<String>,
+    /// Refinements of all strategies, from flags.
+    pub refine: StrategySettings,
+    /// From the study file.
+    pub file: Study,
+    /// The study file.
+    pub document: Option<Document>,
+}
+
+impl Given {
+    /// Reads the study file at `config`, if any.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub fn read(config: Option<&Path>) -> Result<Given, Error> {
+        let document = config.map(Document::read).transpose()?;
+        let file = match &document {
+            Some(document) => document.parse()?,
+            None => Study::default(),
+        };
+        Ok(Given {
+            file,
+            document,
+            ..Given::default()
+        })
+    }
+
+    /// A path in the study file, which is relative to that file.
+    fn beside(&self, path: &Path) -> PathBuf {
+        let folder = self
+            .document
+            .as_ref()
+            .and_then(|document| Path::new(&document.name).parent());
+        match folder {
+            Some(folder) => folder.join(path),
+            None => path.to_owned(),
+        }
+    }
+
+    /// The error `error` of the specification, at the flag or line that set the field. `tables` are
+    /// the tables of the study file the field can be in, `layer` the layer file if there is one.
+    fn blame(&self, tables: &[&str], layer: Option<&Document>, error: &SpecError) -> Error {
+        let message = format!("expected {}, found {}", error.expected, error.found);
+        Error::input(self.place(tables, layer, error.field), message)
+    }
+
+    fn place(&self, tables: &[&str], layer: Option<&Document>, field: &str) -> Place {
+        if self.flagged(field) {
+            return Place::flag(format!("--{field}"));
+        }
+        let in_study = self.document.as_ref().and_then(|document| {
+            tables
+                .iter()
+                .find_map(|table| document.find(&format!("{table}.{field}")))
+        });
+        let in_layer = || layer.and_then(|document| document.find(field));
+        in_study.or_else(in_layer).unwrap_or_else(|| Place {
+            field: Some(field.to_owned()),
+            ..Place::default()
+        })
+    }
+
+    /// Whether a flag set this field.
+    fn flagged(&self, field: &str) -> bool {
+        let has = |value: toml::Value| match value {
+            toml::Value::Table(table) => {
+                table.contains_key(field)
+                    || table.values().any(|value| {
+                        value
+                            .as_table()
+                            .is_some_and(|table| table.contains_key(field))
+                    })
+            }
+            _ => false,
+        };
+        toml::Value::try_from(&self.flags).is_ok_and(has)
+            || toml::Value::try_from(&self.refine).is_ok_and(has)
+    }
+}
+
+/// Decides and checks everything a simulation needs.
+///
+/// # Errors
+/// The first setting that cannot be used, with where it was set.
+pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved, Error> {
+    let (flags, file) = (&given.flags, &given.file);
+    let (cluster_name, hardware) = cluster(given)?;
+    let gpus = flags
+        .cluster
+        .gpus
+        .or(file.cluster.gpus)
+        .unwrap_or(DEFAULT_GPUS);
+    if !(1..=MAX_GPUS).contains(&gpus) {
+        let error = SpecError::new("gpus", format!("1 to {MAX_GPUS}"), gpus);
+        return Err(given.blame(&["cluster"], None, &error));
+    }
+    let gpus_per_node = gpus_per_node(given, &hardware, gpus)?;
+    let (layer_name, layer_document, spec) = layer(given)?;
+    let layer = spec
+        .resolve(gpus)
+        .map_err(|error| given.blame(&["layer"], layer_document.as_ref(), &error))?;
+    let strategies = strategies(given, default_strategies)?;
+    for (index, planned) in strategies.iter().enumerate() {
+        check_strategy(given, index, &planned.strategy, &layer)?;
+    }
+    let seed = flags.seed.or(file.seed).unwrap_or(0);
+    let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
+    let mut routing = file.routing.clone();
+    if flags.routing.trace.is_some() || flags.routing.routing.is_some() {
+        routing = crate::settings::RoutingSettings {
+            steps: routing.steps,
+            ..flags.routing.clone()
+        };
+    } else if let Some(trace) = &routing.trace
+        && !moeplan_traces::SHIPPED.contains(&trace.as_str())
+    {
+        routing.trace = Some(given.beside(Path::new(trace)).display().to_string());
+    }
+    routing.steps = flags.routing.steps.or(routing.steps);
+    let place = |field: &str| given.place(&["routing"], None, field);
+    let routing = RoutingSource::new(&routing, &layer, seed, &place)?;
+    let mut study = Study {
+        seed: Some(seed),
+        phase: Some(phase),
+        ladder: false,
+        strategy: strategies
+            .iter()
+            .map(|planned| StrategySettings {
+                cover_routing: planned.cover_routing.then_some(true),
+                ..StrategySettings::of(&planned.strategy)
+            })
+            .collect(),
+        routing: routing.settings.clone(),
+        layer: complete_layer(layer_name, &spec),
+        ..file.clone()
+    };
+    study.cluster.preset = Some(cluster_name);
+    study.cluster.file = None;
+    study.cluster.gpus = Some(gpus);
+    study.cluster.gpus_per_node = Some(gpus_per_node);
+    study.report.per_step |= flags.report.per_step;
+    study.report.timings |= flags.report.timings;
+    study.output = flags.output.clone();
+    Ok(Resolved {
+        study,
+        hardware,
+        seed,
+        phase,
+        gpus_per_node,
+        layer,
+        strategies,
+        routing,
+    })
+}
+
+/// The cluster's name or file, and its constants.
+///
+/// # Errors
+/// No such preset, or a file that cannot be used.
+pub fn cluster(given: &Given) -> Result<(String, Hardware), Error> {
+    let (flag, file) = (&given.flags.cluster, &given.file.cluster);
+    let (name, path, place) = match (&flag.preset, &file.preset, &file.file) {
+        (Some(name), _, _) => (name.clone(), PathBuf::from(name), Place::flag("--cluster")),
+        (None, Some(_), Some(_)) => {
+            let place = given.place(&["cluster"], None, "file");
+            return Err(Error::input(
+                place,
+                "expected either `preset` or `file`, found both",
+            ));
+        }
+        (None, Some(name), None) => (
+            name.clone(),
+            given.beside(Path::new(name)),
+            given.place(&["cluster"], None, "preset"),
+        ),
+        (None, None, Some(path)) => {
+            let path = given.beside(path);
+            let hardware = Document::read(&path)?.hardware()?;
+            return Ok((path.display().to_string(), hardware));
+        }
+        (None, None, None) => (
+            DEFAULT_CLUSTER.to_owned(),
+            PathBuf::from(DEFAULT_CLUSTER),
+            Place::flag("--cluster"),
+        ),
+    };
+    if hardware::PRESETS.iter().any(|(known, _)| *known == name) {
+        let hardware = hardware::builtin(&name)
+            .map_err(|error| Error::Unexpected(format!("built-in preset {name}: {error}")))?;
+        return Ok((name, hardware));
+    }
+    if !looks_like_a_file(&path) {
+        let known: Vec<&str> = hardware::PRESETS.iter().map(|(name, _)| *name).collect();
+        let message = format!("expected {} or a file, found `{name}`", known.join(", "));
+        return Err(Error::input(place, message));
+    }
+    let hardware = Document::read(&path)?.hardware()?;
+    Ok((path.display().to_string(), hardware))
+}
+
+/// Whether a name that is no preset is meant as a file: it is there, or is written like one.
+fn looks_like_a_file(path: &Path) -> bool {
+    path.exists() || path.extension().is_some() || path.components().count() > 1
+}
+
+/// m: as set, or as the cluster has it, or all GPUs where they do not fill a node.
+///
+/// # Errors
+/// Nodes that do not divide the GPUs.
+pub fn gpus_per_node(given: &Given, hardware: &Hardware, gpus: u64) -> Result<u64, Error> {
+    let set = given
+        .flags
+        .cluster
+        .gpus_per_node
+        .or(given.file.cluster.gpus_per_node);
+    let gpus_per_node = set.unwrap_or(hardware.node.gpus.min(gpus));
+    if gpus_per_node == 0 || !gpus.is_multiple_of(gpus_per_node) {
+        let error = match set {
+            Some(_) => SpecError::new(
+                "gpus-per-node",
+                format!("a divisor of the {gpus} GPUs"),
+                gpus_per_node,
+            ),
+            None => SpecError::new("gpus", format!("whole nodes of {gpus_per_node} GPUs"), gpus),
+        };
+        return Err(given.blame(&["cluster"], None, &error));
+    }
+    Ok(gpus_per_node)
+}
+
+fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> {
+    let (flag, file) = (&given.flags.layer, &given.file.layer);
+    let presets = presets::layers();
+    let (name, path, place) = match (&flag.preset, &file.preset, &file.file) {
+        (Some(name), _, _) => (name.clone(), PathBuf::from(name), Place::flag("--layer")),
+        (None, Some(_), Some(_)) => {
+            let place = given.place(&["layer"], None, "file");
+            return Err(Error::input(
+                place,
+                "expected either `preset` or `file`, found both",
+            ));
+        }
+        (None, Some(name), None) => (
+            name.clone(),
+            given.beside(Path::new(name)),
+            given.place(&["layer"], None, "preset"),
+        ),
+        (None, None, Some(path)) => {
+            let path = given.beside(path);
+            (path.display().to_string(), path, Place::default())
+        }
+        (None, None, None) => (
+            presets[0].name.to_owned(),
+            PathBuf::new(),
+            Place::flag("--layer"),
+        ),
+    };
+    let preset = presets.iter().find(|preset| preset.name == name);
+    let (document, mut spec) = match preset {
+        Some(preset) => (None, preset.layer.clone()),
+        None if looks_like_a_file(&path) => {
+            let document = Document::read(&path)?;
+            let settings: LayerSettings = document.parse()?;
+            let place = |field: &str| document.find(field).unwrap_or_default();
+            let base = layer_base(&settings, &place)?;
+            let mut spec = base;
+            overlay(&mut spec, &settings, &place)?;
+            (Some(document), spec)
+        }
+        None => {
+            let known: Vec<&str> = presets.iter().map(|preset| preset.name).collect();
+            let message = format!("expected {} or a file, found `{name}`", known.join(", "));
+            return Err(Error::input(place, message));
+        }
+    };
+    let place = |field: &str| given.place(&["layer"], None, field);
+    overlay(&mut spec, file, &place)?;
+    overlay(&mut spec, flag, &place)?;
+    Ok((name, document, spec))
+}
+
+/// The preset that a layer file starts from: `paper` where it says none.
+fn layer_base(settings: &LayerSettings, place: &dyn Fn(&str) -> Place) -> Result<LayerSpec, Error> {
+    if settings.file.is_some() {
+        let message = "expected a layer, found the name of another layer file";
+        return Err(Error::input(place("file"), message));
+    }
+    let presets = presets::layers();
+    let Some(name) = &settings.preset else {
+        return Ok(presets[0].layer.clone());
+    };
+    match presets.iter().find(|preset| preset.name == name) {
+        Some(preset) => Ok(preset.layer.clone()),
+        None => {
+            let known: Vec<&str> = presets.iter().map(|preset| preset.name).collect();
+            let message = format!("expected {}, found `{name}`", known.join(", "));
+            Err(Error::input(place("preset"), message))
+        }
+    }
+}
+
+fn overlay(
+    spec: &mut LayerSpec,
+    over: &LayerSettings,
+    place: &dyn Fn(&str) -> Place,
+) -> Result<(), Error> {
+    spec.experts = match (over.experts_per_gpu, over.num_experts) {
+        (Some(_), Some(_)) => {
+            let message = "expected either `experts-per-gpu` or `num-experts`, found both";
+            return Err(Error::input(place("num-experts"), message));
+        }
+        (Some(per_gpu), None) => Experts::PerGpu(per_gpu),
+        (None, Some(total)) => Experts::Total(total),
+        (None, None) => spec.experts,
+    };
+    spec.tokens_per_step = over.tokens_per_step.unwrap_or(spec.tokens_per_step);
+    spec.model_dim = over.model_dim.unwrap_or(spec.model_dim);
+    spec.hidden_dim = over.hidden_dim.unwrap_or(spec.hidden_dim);
+    spec.top_k = over.top_k.unwrap_or(spec.top_k);
+    spec.capacity_factor = over.capacity_factor.unwrap_or(spec.capacity_factor);
+    spec.dtype = over.dtype.unwrap_or(spec.dtype);
+    Ok(())
+}
+
+fn complete_layer(name: String, spec: &LayerSpec) -> LayerSettings {
+    let (experts_per_gpu, num_experts) = match spec.experts {
+        Experts::PerGpu(per_gpu) => (Some(per_gpu), None),
+        Experts::Total(total) => (None, Some(total)),
+    };
+    LayerSettings {
+        preset: Some(name),
+        file: None,
+        tokens_per_step: Some(spec.tokens_per_step),
+        model_dim: Some(spec.model_dim),
+        hidden_dim: Some(spec.hidden_dim),
+        experts_per_gpu,
+        num_experts,
+        top_k: Some(spec.top_k),
+        capacity_factor: Some(spec.capacity_factor),
+        dtype: Some(spec.dtype),
+    }
+}
+
+fn strategies(given: &Given, defaults: &[Planned]) -> Result<Vec<Planned>, Error> {
+    let named = |name: &str, path: &Path, place: Place| -> Result<Planned, Error> {
+        if let Some(strategy) = Strategy::named(name) {
+            return Ok(Planned {
+                strategy,
+                cover_routing: false,
+            });
+        }
+        if !looks_like_a_file(path) {
+            let message = format!("expected fairseq, tutel or a file, found `{name}`");
+            return Err(Error::input(place, message));
+        }
+        strategy_file(path)
+    };
+    let mut planned = Vec::new();
+    let ladder = || {
+        Strategy::ladder().into_iter().map(|strategy| Planned {
+            strategy,
+            cover_routing: false,
+        })
+    };
+    if given.flags.ladder {
+        planned.extend(ladder());
+    } else if !given.strategies.is_empty() {
+        for name in &given.strategies {
+            planned.push(named(name, Path::new(name), Place::flag("--strategy"))?);
+        }
+    } else if given.file.ladder && !given.file.strategy.is_empty() {
+        let place = given.place(&[], None, "ladder");
+        let message = "expected either `ladder` or `[[strategy]]`, found both";
+        return Err(Error::input(place, message));
+    } else if given.file.ladder {
+        planned.extend(ladder());
+    } else if !given.file.strategy.is_empty() {
+        for (index, settings) in given.file.strategy.iter().enumerate() {
+            let base = match &settings.base {
+                Some(name) => {
+                    let table = format!("strategy[{index}]");
+                    let place = given.place(&[&table], None, "base");
+                    named(name, &given.beside(Path::new(name)), place)?
+                }
+                None => Planned {
+                    strategy: Strategy::fairseq(),
+                    cover_routing: false,
+                },
+            };
+            planned.push(Planned {
+                strategy: settings.over(base.strategy),
+                cover_routing: settings.cover_routing.unwrap_or(base.cover_routing),
+            });
+        }
+    } else {
+        planned.extend(defaults.iter().cloned());
+    }
+    for planned in &mut planned {
+        planned.strategy = given.refine.over(planned.strategy.clone());
+        // The flag says what the file or a preset said otherwise.
+        if given.flags.layer.capacity_factor.is_some() {
+            planned.strategy.capacity_factor = None;
+            planned.cover_routing = false;
+        }
+    }
+    name_apart(&mut planned);
+    Ok(planned)
+}
+
+/// Strategies of one name are numbered, so that a reader can tell them apart.
+fn name_apart(planned: &mut [Planned]) {
+    for index in 1..planned.len() {
+        let (before, rest) = planned.split_at_mut(index);
+        let name = rest[0].strategy.name.clone();
+        let taken = |name: &str| before.iter().any(|other| other.strategy.name == name);
+        let mut copy = 2;
+        while taken(&rest[0].strategy.name) {
+            rest[0].strategy.name = format!("{name} ({copy})");
+            copy += 1;
+        }
+    }
+}
+
+fn strategy_file(path: &Path) -> Result<Planned, Error> {
+    let document = Document::read(path)?;
+    let settings: StrategySettings = document.parse()?;
+    let mut base = match &settings.base {
+        None => Strategy::fairseq(),
+        Some(name) => Strategy::named(name).ok_or_else(|| {
+            let message = format!("expected fairseq or tutel, found `{name}`");
+            Error::input(document.find("base").unwrap_or_default(), message)
+        })?,
+    };
+    if let Some(stem) = path.file_stem() {
+        base.name = stem.to_string_lossy().into_owned();
+    }
+    Ok(Planned {
+        strategy: settings.over(base),
+        cover_routing: settings.cover_routing.unwrap_or(false),
+    })
+}
+
+fn check_strategy(
+    given: &Given,
+    index: usize,
+    strategy: &Strategy,
+    layer: &ResolvedLayer,
+) -> Result<(), Error> {
+    let table = format!("strategy[{index}]");
+    let blame = |error: &SpecError| given.blame(&[&table], None, error);
+    if let Some(x) = strategy.capacity_factor
+        && !(x.is_finite() && x.abs() <= 1e6)
+    {
+        return Err(blame(&SpecError::new(
+            "capacity-factor",
+            "a number from -1e6 to 1e6",
+            x,
+        )));
+    }
+    if strategy.padding == Padding::Dropless && layer.world_size > MAX_DROPLESS_GPUS {
+        let expected = format!("at most {MAX_DROPLESS_GPUS} GPUs where routing is dropless");
+        let error = SpecError::new("padding", expected, layer.world_size);
+        return Err(blame(&error));
+    }
+    let degree = |field, choice| match choice {
+        moeplan_sim::spec::Choice::Fixed(degree) if !(1..=256).contains(&degree) => {
+            Err(blame(&SpecError::new(field, "1 to 256 or auto", degree)))
+        }
+        moeplan_sim::spec::Choice::Fixed(_) | moeplan_sim::spec::Choice::Auto => Ok(()),
+    };
+    degree("pipeline-degree", strategy.pipeline_degree)?;
+    if let Some(choice) = strategy.backward_degree {
+        degree("backward-degree", choice)?;
+    }
+    moeplan_sim::policy::candidates(strategy, layer).map_err(|error| blame(&error))?;
+    Ok(())
+}

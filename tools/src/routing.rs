@@ -1,0 +1,299 @@
+//! Where a run's tokens go: balanced, made up, or recorded and scaled to the layer.
+
+use crate::error::{Error, Place};
+use crate::settings::RoutingSettings;
+use moeplan_sim::spec::ResolvedLayer;
+use moeplan_traces::{ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, shipped};
+use std::fs::File;
+use std::io::BufReader;
+
+/// Steps replayed when nothing is said: spread over the trace.
+const TRACE_STEPS: u64 = 16;
+
+/// Most steps of one run.
+const MAX_STEPS: u64 = 1_000_000;
+
+/// Routing of all steps of a run, worked out one at a time: at 2,048 GPUs one takes 32 MiB.
+#[derive(Debug, Clone)]
+pub struct RoutingSource {
+    /// Settings in force.
+    pub settings: RoutingSettings,
+    seed: u64,
+    shape: Option<Shape>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Balanced {
+        steps: u64,
+    },
+    Made {
+        spec: RoutingSpec,
+        steps: u64,
+    },
+    Recorded {
+        layer: u32,
+        recorded: usize,
+        steps: Vec<RoutingStep>,
+    },
+}
+
+impl RoutingSource {
+    /// Reads and checks; `place` says where a field was set.
+    ///
+    /// # Errors
+    /// No such trace, a trace that cannot be read, a specification out of range, or routing that
+    /// does not fit in memory.
+    pub fn new(
+        settings: &RoutingSettings,
+        layer: &ResolvedLayer,
+        seed: u64,
+        place: &dyn Fn(&str) -> Place,
+    ) -> Result<RoutingSource, Error> {
+        let mut settings = settings.clone();
+        if settings.trace.is_some() && settings.routing.is_some() {
+            let message = "expected either `trace` or `routing`, found both";
+            return Err(Error::input(place("routing"), message));
+        }
+        let default = if settings.trace.is_some() {
+            TRACE_STEPS
+        } else {
+            1
+        };
+        let steps = settings.steps.unwrap_or(default);
+        if !(1..=MAX_STEPS).contains(&steps) {
+            let message = format!("expected 1 to {MAX_STEPS}, found {steps}");
+            return Err(Error::input(place("steps"), message));
+        }
+        let kind = match (settings.trace.as_deref(), settings.routing.as_deref()) {
+            (Some(name), _) => recorded(name, &settings, steps, place)?,
+            (None, None | Some("balanced")) => Kind::Balanced { steps },
+            (None, Some(spec)) => Kind::Made {
+                spec: spec.parse()?,
+                steps,
+            },
+        };
+        match &kind {
+            Kind::Balanced { .. } => settings.routing = Some("balanced".into()),
+            Kind::Made { .. } => {}
+            Kind::Recorded { layer, .. } => settings.trace_layer = Some(*layer),
+        }
+        settings.steps = Some(match &kind {
+            Kind::Recorded { steps, .. } => steps.len() as u64,
+            Kind::Balanced { .. } | Kind::Made { .. } => steps,
+        });
+        let shape = match &kind {
+            Kind::Balanced { .. } => None,
+            Kind::Made { .. } | Kind::Recorded { .. } => Some(shape_of(layer)?),
+        };
+        Ok(RoutingSource {
+            settings,
+            seed,
+            shape,
+            kind,
+        })
+    }
+
+    /// Number of steps.
+    pub fn len(&self) -> usize {
+        match &self.kind {
+            Kind::Balanced { steps } | Kind::Made { steps, .. } => *steps as usize,
+            Kind::Recorded { steps, .. } => steps.len(),
+        }
+    }
+
+    /// Whether there are no steps; there always are.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The routing of step `index`, scaled to the layer; `None` where it is balanced.
+    ///
+    /// # Errors
+    /// A shape that cannot be drawn.
+    pub fn step(&self, index: usize) -> Result<Option<RoutingStep>, Error> {
+        let (Some(shape), kind) = (&self.shape, &self.kind) else {
+            return Ok(None);
+        };
+        match kind {
+            Kind::Balanced { .. } => Ok(None),
+            Kind::Made { spec, .. } => {
+                Ok(Some(spec.generate(shape, self.seed, index as u64, 0)?))
+            }
+            Kind::Recorded { steps, .. } => Ok(Some(steps[index].resample(shape, self.seed)?)),
+        }
+    }
+
+    /// The number of step `index` in its recording.
+    pub fn label(&self, index: usize) -> u64 {
+        match &self.kind {
+            Kind::Balanced { .. } | Kind::Made { .. } => index as u64,
+            Kind::Recorded { steps, .. } => steps[index].step(),
+        }
+    }
+
+    /// One line for people: what is replayed, what was kept and what assumed.
+    pub fn describe(&self) -> String {
+        let of = |steps: u64| match steps {
+            1 => "1 step".to_owned(),
+            _ => format!("{steps} steps"),
+        };
+        match &self.kind {
+            Kind::Balanced { steps } => format!(
+                "balanced: every GPU sends every expert the same number of tokens; {}{}",
+                of(*steps),
+                if *steps > 1 { ", all alike" } else { "" },
+            ),
+            Kind::Made { spec, steps } => {
+                format!("made up: {spec}, seed {}; {}", self.seed, of(*steps))
+            }
+            Kind::Recorded {
+                layer,
+                recorded,
+                steps,
+            } => {
+                let (Some(shape), Some(first)) = (&self.shape, steps.first()) else {
+                    return String::new();
+                };
+                let trace = self.settings.trace.as_deref().unwrap_or_default();
+                let what = format!(
+                    "trace {trace}, MoE layer {layer}, {} of {recorded} recorded steps",
+                    steps.len()
+                );
+                if first.shape().as_ref() == Some(shape) {
+                    return format!("{what}, as recorded");
+                }
+                format!(
+                    "{what}, drawn anew for this layer (seed {}): shares of experts and how they \
+                     differ between ranks are kept, {} ranks x {} experts become {} x {}, tokens \
+                     are assumed independent",
+                    self.seed,
+                    first.source_ranks(),
+                    first.num_experts(),
+                    shape.ranks,
+                    shape.experts,
+                )
+            }
+        }
+    }
+
+    /// What figures that count tokens rest on.
+    pub fn trust(&self) -> &'static str {
+        match &self.kind {
+            Kind::Balanced { .. } => "assumed",
+            Kind::Made { .. } => "made-up",
+            Kind::Recorded { steps, .. } => match (&self.shape, steps.first()) {
+                (Some(shape), Some(step)) if step.shape().as_ref() == Some(shape) => "recorded",
+                _ => "resampled",
+            },
+        }
+    }
+}
+
+fn shape_of(layer: &ResolvedLayer) -> Result<Shape, Error> {
+    let tokens_per_rank = u32::try_from(layer.tokens()).map_err(|_| {
+        let place = Place {
+            field: Some("tokens-per-step".into()),
+            ..Place::default()
+        };
+        let message = format!(
+            "expected at most {} where routing is not balanced, found {}",
+            u32::MAX,
+            layer.tokens()
+        );
+        Error::input(place, message)
+    })?;
+    let shape = Shape {
+        ranks: layer.world_size as usize,
+        experts: layer.num_experts as usize,
+        tokens_per_rank,
+        top_k: layer.spec.top_k,
+    };
+    shape.check()?;
+    Ok(shape)
+}
+
+fn recorded(
+    name: &str,
+    settings: &RoutingSettings,
+    steps: u64,
+    place: &dyn Fn(&str) -> Place,
+) -> Result<Kind, Error> {
+    let trace = open(name, settings, place)?;
+    let layers = trace.layers();
+    let layer = match (settings.trace_layer, layers.first()) {
+        (Some(layer), _) if layers.contains(&layer) => layer,
+        (Some(layer), _) => {
+            let known: Vec<String> = layers.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "expected a recorded layer ({}), found {layer}",
+                known.join(", ")
+            );
+            return Err(Error::input(place("trace-layer"), message));
+        }
+        (None, Some(first)) => *first,
+        (None, None) => {
+            return Err(Error::input(
+                Place::file(name),
+                "expected at least one step, found none",
+            ));
+        }
+    };
+    let all: Vec<RoutingStep> = trace
+        .steps
+        .into_iter()
+        .filter(|step| step.layer() == layer)
+        .collect();
+    let recorded = all.len();
+    let wanted = usize::try_from(steps).unwrap_or(usize::MAX).min(recorded);
+    // Spread from the first to the last; one step is the first.
+    let kept: Vec<usize> = (0..wanted)
+        .map(|index| index * (recorded - 1) / (wanted - 1).max(1))
+        .collect();
+    let steps = all
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| kept.binary_search(index).is_ok())
+        .map(|(_, step)| step)
+        .collect();
+    Ok(Kind::Recorded {
+        layer,
+        recorded,
+        steps,
+    })
+}
+
+fn open(
+    name: &str,
+    settings: &RoutingSettings,
+    place: &dyn Fn(&str) -> Place,
+) -> Result<Trace, Error> {
+    if SHIPPED.contains(&name) {
+        return Ok(shipped(name)?);
+    }
+    let file = match File::open(name) {
+        Ok(file) => file,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            let message = format!(
+                "expected a shipped trace ({}) or a file, found `{name}`",
+                SHIPPED.join(", ")
+            );
+            return Err(Error::input(place("trace"), message));
+        }
+        Err(source) => {
+            return Err(Error::Read {
+                path: name.to_owned(),
+                source,
+            });
+        }
+    };
+    let defaults = ImportOptions::default();
+    let options = ImportOptions {
+        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
+        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+        experts: settings.trace_experts,
+        top_k: settings.trace_top_k,
+    };
+    Ok(moeplan_traces::open(BufReader::new(file), name, &options)?)
+}
