@@ -1,8 +1,10 @@
 //! Commands and flags. What a flag means is decided in [`crate::resolve`].
 
+use crate::command::collective::CollectiveArgs;
+use crate::command::kernel::KernelArgs;
 use crate::settings::{
-    ClusterSettings, LayerSettings, OutputSettings, ReportSettings, RoutingSettings,
-    StrategySettings,
+    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, ReportSettings,
+    RoutingSettings, StrategySettings,
 };
 use clap::{Args, Parser, Subcommand};
 use moeplan_sim::spec::Phase;
@@ -49,6 +51,12 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Several strategies side by side, speed-up over the first
     Compare(CompareArgs),
+    /// Where the time of one step goes: critical path, straggler, limiting link
+    Breakdown(BreakdownArgs),
+    /// One collective alone: time, bandwidths, and the bound of the ports
+    Collective(CollectiveArgs),
+    /// One kernel alone on one GPU
+    Kernel(KernelArgs),
 }
 
 /// What is simulated.
@@ -105,4 +113,18 @@ pub struct CompareArgs {
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
+}
+
+/// `breakdown`.
+#[derive(Debug, Clone, Args)]
+pub struct BreakdownArgs {
+    /// fairseq, tutel or a TOML file; flags refine it [default: tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// Which step.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub breakdown: BreakdownSettings,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
 }

@@ -1,28 +1,11 @@
 //! Runs side by side: one column a strategy.
 
+use super::MARKS;
 use super::numbers::{bytes, count, percent, three, time, times};
 use super::table::{Grid, paragraph};
 use crate::resolve::Resolved;
 use crate::summary::RunSummary;
 use moeplan_sim::spec::{Experts, Phase};
-
-/// Marks of the ways a figure was obtained, with what they mean.
-const MARKS: [(&str, &str, &str); 6] = [
-    ("measured", "m", "measured at this very point"),
-    ("interpolated", "i", "between measured points"),
-    (
-        "fitted",
-        "f",
-        "a model fitted to measurements, inside their range",
-    ),
-    ("roofline", "r", "first principles over peak rates"),
-    (
-        "extrapolated",
-        "x",
-        "a model beyond the range it was measured on: trust ratios more than the time itself",
-    ),
-    ("counted", "c", "counted on the operations, not timed"),
-];
 
 /// What a table is about, in two or three lines.
 pub fn heading(resolved: &Resolved) -> String {
