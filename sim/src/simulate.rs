@@ -93,12 +93,7 @@ pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result
     };
     let program = compile(source)?;
     let priced = price(&program, scenario.model);
-    let (timeline, stats) = run(
-        &program,
-        &priced,
-        scenario.model.contention(),
-        scenario.model.host_launch(),
-    );
+    let (timeline, stats) = run(&program, &priced, scenario.model.contention());
     let step = summarise(scenario, plan, load, &program, &priced, &timeline, stats);
     Ok(Trace {
         step,

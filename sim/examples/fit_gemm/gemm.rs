@@ -4,22 +4,9 @@ use crate::descent::{minimise, rounded};
 use crate::report::{loss, summary};
 use moeplan_sim::cost::gemm::{GemmParams, GemmShape};
 use moeplan_sim::spec::DType;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::error::Error;
 use std::path::Path;
-
-const START: &str = include_str!("../../src/hardware/fitted/a100_gemm.toml");
-
-/// The part of a hardware preset that is fitted here.
-#[derive(Deserialize, Serialize)]
-pub(crate) struct Preset {
-    pub(crate) gpu: Gpu,
-}
-
-#[derive(Deserialize, Serialize)]
-pub(crate) struct Gpu {
-    pub(crate) gemm: GemmParams,
-}
 
 #[derive(Deserialize)]
 struct Row {
@@ -28,6 +15,9 @@ struct Row {
     k: u64,
     latency_ms: f64,
 }
+
+/// One extent of a shape.
+type Axis = fn(&GemmShape) -> u64;
 
 type Sample = (GemmShape, f64);
 
@@ -127,9 +117,12 @@ fn read(path: &Path) -> Result<Vec<Sample>, Box<dyn Error>> {
 }
 
 /// Cross-validates and fits the model; prints the errors and the TOML section.
-pub(crate) fn run(folder: &Path, fast: bool) -> Result<GemmParams, Box<dyn Error>> {
+pub(crate) fn run(
+    folder: &Path,
+    start: &GemmParams,
+    fast: bool,
+) -> Result<GemmParams, Box<dyn Error>> {
     let rows = read(&folder.join("a100_gemm_bf16.csv"))?;
-    let start = toml::from_str::<Preset>(START)?.gpu.gemm;
     // Folds start from rough constants, not from the fitted ones: those have seen every row.
     let mut rough = start.clone();
     for value in free(&mut rough) {
@@ -142,8 +135,7 @@ pub(crate) fn run(folder: &Path, fast: bool) -> Result<GemmParams, Box<dyn Error
     let folds = (0..5).flat_map(|f| held_out(&rough, &rows, |i| fold_of(i) % 5 == f));
     print("5-fold cross-validation", &folds.collect::<Vec<_>>());
     if !fast {
-        let axes: [(&str, fn(&GemmShape) -> u64); 3] =
-            [("m", |s| s.m), ("n", |s| s.n), ("k", |s| s.k)];
+        let axes: [(&str, Axis); 3] = [("m", |s| s.m), ("n", |s| s.n), ("k", |s| s.k)];
         for (name, axis) in axes {
             let mut values: Vec<u64> = rows.iter().map(|row| axis(&row.0)).collect();
             values.sort_unstable();
@@ -157,7 +149,7 @@ pub(crate) fn run(folder: &Path, fast: bool) -> Result<GemmParams, Box<dyn Error
             );
         }
     }
-    let params = fit(&start, &rows, 4000);
+    let params = fit(start, &rows, 4000);
     let ratios: Vec<_> = rows.iter().map(|r| (r.0.m, ratio(&params, r))).collect();
     print("fitted and tested on all rows", &ratios);
     Ok(params)

@@ -13,8 +13,12 @@
 
 mod descent;
 mod gemm;
+mod moe_ffn;
 mod report;
 
+use moeplan_sim::cost::gemm::GemmParams;
+use moeplan_sim::cost::moe_ffn::MoeFfnParams;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,11 +47,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// The parts of a hardware preset that are fitted here.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Preset {
+    gpu: Gpu,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Gpu {
+    gemm: GemmParams,
+    moe_ffn: MoeFfnParams,
+}
+
+/// Where the descent starts, and what is not fitted: tile shapes, ranges, datasheet rates.
+const START: &str = include_str!("../../src/hardware/fitted/a100_gemm.toml");
+
 fn run(folder: &Path, fast: bool) -> Result<(), Box<dyn Error>> {
-    let gemm = gemm::run(folder, fast)?;
-    let preset = gemm::Preset {
-        gpu: gemm::Gpu { gemm },
-    };
-    println!("{}", toml::to_string(&preset)?);
+    let start = toml::from_str::<Preset>(START)?.gpu;
+    let gemm = gemm::run(folder, &start.gemm, fast)?;
+    let moe_ffn = moe_ffn::run(folder, &start.moe_ffn)?;
+    let gpu = Gpu { gemm, moe_ffn };
+    println!("{}", toml::to_string(&Preset { gpu })?);
     Ok(())
 }

@@ -241,9 +241,11 @@ impl GemmParams {
         let store_us = tile_m * tile_n * work.element / (self.sm_store_gbps * 1e3);
 
         let mut best = best;
-        // No split does less arithmetic than this, so a hopeless tile is left at once.
-        let floor = self.launch_us + tiles * work.k * (tile_us_per_k / sms).max(l2_us_per_k);
-        if floor >= best {
+        // No split does less work than this, so a hopeless tile is left at once.
+        let least = (tiles * work.k * (tile_us_per_k / sms).max(l2_us_per_k)).max(work.read_us);
+        let floor = work.write_us + least;
+        let hopeless = |fixed: f64, best: f64| fixed + floor >= best;
+        if hopeless(self.launch_us, best) {
             return best;
         }
         for split in SPLITS {
@@ -253,7 +255,7 @@ impl GemmParams {
                 let partial = 4.0 * split * work.batch * work.m * work.n;
                 fixed += self.split_us + partial / (self.split_gbps * 1e3);
                 depth = depth.max(MIN_SPLIT_DEPTH);
-                if fixed >= best {
+                if hopeless(fixed, best) {
                     break;
                 }
             }
@@ -287,7 +289,7 @@ impl GemmParams {
 }
 
 /// The 4-norm: at least the largest term, at most 41 % more. Square roots round alike everywhere.
-fn norm4(terms: [f64; 4]) -> f64 {
+pub(crate) fn norm4(terms: [f64; 4]) -> f64 {
     let largest = terms.into_iter().fold(0.0, f64::max);
     if largest == 0.0 {
         return 0.0;

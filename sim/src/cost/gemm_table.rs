@@ -70,6 +70,74 @@ struct Samples {
     range: [(u64, u64); 3],
 }
 
+/// Reads a CSV with the columns `gemm_dtype`, `m`, `n`, `k` and `latency_ms`, in any order; other
+/// columns are ignored.
+///
+/// # Errors
+/// A missing column, a field that is no number of its kind, an empty table.
+pub fn read_gemm_rows(table: impl Read) -> Result<Vec<(GemmShape, Time)>, TableError> {
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .from_reader(table);
+    let header = reader.headers()?.clone();
+    let column = |name: &'static str| {
+        header
+            .iter()
+            .position(|h| h == name)
+            .ok_or_else(|| TableError::Column {
+                column: name,
+                found: header.iter().collect::<Vec<_>>().join(", "),
+            })
+    };
+    let dtype_at = column("gemm_dtype")?;
+    let extents_at = [
+        ("m", column("m")?),
+        ("n", column("n")?),
+        ("k", column("k")?),
+    ];
+    let latency_at = column("latency_ms")?;
+
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let wrong = |column, expected, found: &str| TableError::Field {
+            line,
+            column,
+            expected,
+            found: found.to_owned(),
+        };
+        let dtype = parse_dtype(&record[dtype_at]).ok_or_else(|| {
+            let expected = "bfloat16, float16, tf32 or float32";
+            wrong("gemm_dtype", expected, &record[dtype_at])
+        })?;
+        let mut extents = [0; 3];
+        for (extent, (name, at)) in extents.iter_mut().zip(extents_at) {
+            *extent = record[at]
+                .parse()
+                .ok()
+                .filter(|x| *x > 0)
+                .ok_or_else(|| wrong(name, "a whole number above 0", &record[at]))?;
+        }
+        // Below a picosecond or above a day nothing was measured.
+        let latency = record[latency_at]
+            .parse::<f64>()
+            .ok()
+            .filter(|ms| (1e-9..86_400_000.0).contains(ms))
+            .ok_or_else(|| {
+                let expected = "milliseconds above 0 and below a day";
+                wrong("latency_ms", expected, &record[latency_at])
+            })?;
+        let [m, n, k] = extents;
+        let shape = GemmShape::dense(m, n, k, dtype);
+        rows.push((shape, Time::from_secs_f64(latency * 1e-3)));
+    }
+    if rows.is_empty() {
+        return Err(TableError::Empty);
+    }
+    Ok(rows)
+}
+
 /// Measured GEMM times over a [`GemmParams`] model.
 #[derive(Debug, Clone)]
 pub struct GemmTable {
@@ -78,69 +146,9 @@ pub struct GemmTable {
 }
 
 impl GemmTable {
-    /// Reads a CSV with the columns `gemm_dtype`, `m`, `n`, `k` and `latency_ms`, in any order;
-    /// other columns are ignored. Rows with one shape are averaged.
+    /// Reads a table as [`read_gemm_rows`] does. Rows with one shape are averaged.
     pub fn read(table: impl Read, model: &GemmParams) -> Result<GemmTable, TableError> {
-        let mut reader = csv::ReaderBuilder::new()
-            .trim(csv::Trim::All)
-            .from_reader(table);
-        let header = reader.headers()?.clone();
-        let column = |name: &'static str| {
-            header
-                .iter()
-                .position(|h| h == name)
-                .ok_or_else(|| TableError::Column {
-                    column: name,
-                    found: header.iter().collect::<Vec<_>>().join(", "),
-                })
-        };
-        let dtype_at = column("gemm_dtype")?;
-        let extents_at = [
-            ("m", column("m")?),
-            ("n", column("n")?),
-            ("k", column("k")?),
-        ];
-        let latency_at = column("latency_ms")?;
-
-        let mut rows = Vec::new();
-        for record in reader.records() {
-            let record = record?;
-            let line = record.position().map_or(0, csv::Position::line);
-            let wrong = |column, expected, found: &str| TableError::Field {
-                line,
-                column,
-                expected,
-                found: found.to_owned(),
-            };
-            let dtype = parse_dtype(&record[dtype_at]).ok_or_else(|| {
-                let expected = "bfloat16, float16, tf32 or float32";
-                wrong("gemm_dtype", expected, &record[dtype_at])
-            })?;
-            let mut extents = [0; 3];
-            for (extent, (name, at)) in extents.iter_mut().zip(extents_at) {
-                *extent = record[at]
-                    .parse()
-                    .ok()
-                    .filter(|x| *x > 0)
-                    .ok_or_else(|| wrong(name, "a whole number above 0", &record[at]))?;
-            }
-            // Below a picosecond or above a day nothing was measured.
-            let latency = record[latency_at]
-                .parse::<f64>()
-                .ok()
-                .filter(|ms| (1e-9..86_400_000.0).contains(ms))
-                .ok_or_else(|| {
-                    let expected = "milliseconds above 0 and below a day";
-                    wrong("latency_ms", expected, &record[latency_at])
-                })?;
-            let [m, n, k] = extents;
-            let shape = GemmShape::dense(m, n, k, dtype);
-            rows.push((shape, Time::from_secs_f64(latency * 1e-3)));
-        }
-        if rows.is_empty() {
-            return Err(TableError::Empty);
-        }
-        Ok(GemmTable::from_rows(rows, model))
+        Ok(GemmTable::from_rows(read_gemm_rows(table)?, model))
     }
 
     /// A table of measured products. Only `m`, `n`, `k` and the number type count; products with
@@ -295,10 +303,11 @@ fn distance(a: [f64; 4], b: [f64; 4]) -> f64 {
 /// `count`. Such matrices need no pivoting.
 fn solve(matrix: &mut [[f64; NEIGHBOURS + 1]; NEIGHBOURS], count: usize) -> [f64; NEIGHBOURS] {
     for pivot in 0..count {
-        for row in pivot + 1..count {
-            let factor = matrix[row][pivot] / matrix[pivot][pivot];
-            for column in pivot..=count {
-                matrix[row][column] -= factor * matrix[pivot][column];
+        let upper = matrix[pivot];
+        for row in &mut matrix[pivot + 1..count] {
+            let factor = row[pivot] / upper[pivot];
+            for (x, above) in row.iter_mut().zip(upper) {
+                *x -= factor * above;
             }
         }
     }

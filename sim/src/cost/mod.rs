@@ -1,10 +1,14 @@
 //! How long an operation takes, and how far to believe it.
 
 pub mod analytic;
+mod exchange;
 pub mod gemm;
 pub mod gemm_table;
+pub mod moe_ffn;
+pub mod moe_table;
 pub mod nccl;
 pub mod nccl_table;
+mod power_law;
 pub mod price;
 pub mod provenance;
 
@@ -28,13 +32,26 @@ pub struct Exchange<'a> {
     pub gpus_per_node: usize,
 }
 
+/// What an exchange keeps busy longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// NVLink ports: much HBM bandwidth on both sides.
+    NvLink,
+    /// NICs.
+    Nic,
+}
+
 /// The price of one exchange.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExchangePrice {
     /// Time on each rank from the moment all participants are there: its last byte in or out.
     pub alone: PerRank<Time>,
+    /// Time the host needs to issue its sends and receives.
+    pub host: Time,
     /// How it was obtained.
     pub provenance: Provenance,
+    /// What it keeps busy.
+    pub wire: Wire,
     /// What limits it, for people: `nic-out of rank 17`.
     pub bottleneck: String,
     /// No exchange of these bytes ends before this, whatever the software: the busiest port at its
@@ -56,7 +73,7 @@ pub trait CostModel: Sync {
     /// All-reduce of one number over `program`'s world, and the host's wait for it.
     fn capacity_sync(&self, program: &Program) -> Estimate;
 
-    /// Time the host needs to issue one kernel.
+    /// Time the host needs to issue one kernel, or a collective as a whole.
     fn host_launch(&self) -> Time;
 
     /// How kernels and collectives slow each other down.

@@ -1,17 +1,14 @@
 //! Prices every operation of a program.
 
 use super::provenance::{Estimate, Provenance};
-use super::{CostModel, Exchange};
+use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
 use crate::ir::{Elementwise, ExpertRows, Op, OpKind, PerRank, Program, TrafficId, Work};
 use crate::units::Time;
 
-/// Kernels a collective costs the host to launch.
-const COLLECTIVE_LAUNCHES: u32 = 1;
-
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
-    let mut exchanges: Vec<Option<(PerRank<Time>, Provenance)>> = vec![None; program.traffic.len()];
+    let mut exchanges: Vec<Option<ExchangePrice>> = vec![None; program.traffic.len()];
     program
         .ops
         .iter()
@@ -23,48 +20,50 @@ fn price_op(
     program: &Program,
     op: &Op,
     model: &dyn CostModel,
-    exchanges: &mut [Option<(PerRank<Time>, Provenance)>],
+    exchanges: &mut [Option<ExchangePrice>],
 ) -> PricedOp {
-    let collective = |alone, provenance, launches| PricedOp {
-        alone,
-        launches,
-        resource: Resource::Collective,
-        provenance,
-    };
-    let same = |estimate: Estimate| {
-        collective(
-            PerRank::Same(estimate.time),
-            estimate.provenance,
-            COLLECTIVE_LAUNCHES,
-        )
+    let collective = |estimate: Estimate| PricedOp {
+        alone: PerRank::Same(estimate.time),
+        host: model.host_launch(),
+        resource: Resource::Nic,
+        provenance: estimate.provenance,
     };
     match &op.kind {
         OpKind::Exchange {
             traffic,
             transport,
             first,
+            ..
         } => {
             let TrafficId(index) = *traffic;
             // A matrix is used by one transport at one place in its All-to-All, so one price serves
             // every chunk that shares it.
-            let (alone, provenance) = exchanges[index as usize]
-                .get_or_insert_with(|| {
-                    let exchange = Exchange {
-                        traffic: program.traffic(*traffic),
-                        transport: *transport,
-                        first: *first,
-                        world_size: program.world_size,
-                        gpus_per_node: program.gpus_per_node,
-                    };
-                    let price = model.exchange(&exchange);
-                    (price.alone, price.provenance)
+            let price = exchanges[index as usize].get_or_insert_with(|| {
+                model.exchange(&Exchange {
+                    traffic: program.traffic(*traffic),
+                    transport: *transport,
+                    first: *first,
+                    world_size: program.world_size,
+                    gpus_per_node: program.gpus_per_node,
                 })
-                .clone();
-            collective(alone, provenance, COLLECTIVE_LAUNCHES)
+            });
+            PricedOp {
+                alone: price.alone.clone(),
+                host: price.host,
+                resource: match price.wire {
+                    Wire::NvLink => Resource::NvLink,
+                    Wire::Nic => Resource::Nic,
+                },
+                provenance: price.provenance,
+            }
         }
-        OpKind::AllGather { scope, bytes } => same(model.gather(program, *scope, *bytes, false)),
-        OpKind::ReduceScatter { scope, bytes } => same(model.gather(program, *scope, *bytes, true)),
-        OpKind::CapacitySync => same(model.capacity_sync(program)),
+        OpKind::AllGather { scope, bytes } => {
+            collective(model.gather(program, *scope, *bytes, false))
+        }
+        OpKind::ReduceScatter { scope, bytes } => {
+            collective(model.gather(program, *scope, *bytes, true))
+        }
+        OpKind::CapacitySync => collective(model.capacity_sync(program)),
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
@@ -83,7 +82,7 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
             .iter()
             .map(|work| model.kernel(work))
             .fold(start, Estimate::then);
-        (total, work.len() as u32)
+        (total, model.host_launch().times(work.len() as u64))
     };
     let resource = match &op.kind {
         OpKind::ExpertGemm { .. } => Resource::Gemm,
@@ -102,31 +101,28 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         OpKind::Exchange { .. }
         | OpKind::AllGather { .. }
         | OpKind::ReduceScatter { .. }
-        | OpKind::CapacitySync => Resource::Collective,
+        | OpKind::CapacitySync => Resource::Nic,
     };
     if !differs_by_rank(&op.kind) {
-        let (estimate, launches) = on_rank(0);
+        let (estimate, host) = on_rank(0);
         return PricedOp {
             alone: PerRank::Same(estimate.time),
-            launches,
+            host,
             resource,
             provenance: estimate.provenance,
         };
     }
-    let (mut times, mut most, mut provenance) = (
-        Vec::with_capacity(program.world_size),
-        0,
-        Provenance::Measured,
-    );
+    let mut times = Vec::with_capacity(program.world_size);
+    let (mut longest, mut provenance) = (Time::ZERO, Provenance::Measured);
     for rank in 0..program.world_size {
-        let (estimate, launches) = on_rank(rank);
+        let (estimate, host) = on_rank(rank);
         times.push(estimate.time);
-        most = most.max(launches);
+        longest = longest.max(host);
         provenance = provenance.worse(estimate.provenance);
     }
     PricedOp {
         alone: PerRank::Each(times),
-        launches: most,
+        host: longest,
         resource,
         provenance,
     }

@@ -2,7 +2,7 @@
 
 use super::EventQueue;
 use crate::cost::provenance::Provenance;
-use crate::ir::{OpId, OpKind, PerRank, Program, Scope, Span, Stream, Timeline};
+use crate::ir::{OpId, PerRank, Program, Scope, Span, Stream, Timeline};
 use crate::units::Time;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,10 @@ pub enum Resource {
     Gemm,
     /// HBM.
     Memory,
-    /// NVLink and NIC, driven by a few SMs.
-    Collective,
+    /// A collective bound by NVLink: a few SMs and much HBM bandwidth.
+    NvLink,
+    /// A collective bound by the NIC: a few SMs.
+    Nic,
 }
 
 /// An operation with its price: how long it takes alone.
@@ -23,8 +25,8 @@ pub enum Resource {
 pub struct PricedOp {
     /// Time alone on each rank, from the moment all participants are there.
     pub alone: PerRank<Time>,
-    /// Kernels the host launches.
-    pub launches: u32,
+    /// Time the host needs to issue it.
+    pub host: Time,
     /// What it mainly uses.
     pub resource: Resource,
     /// How the price was obtained.
@@ -35,14 +37,18 @@ pub struct PricedOp {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Contention {
-    /// A GEMM beside a collective (which holds some SMs).
-    pub gemm_beside_collective: f64,
-    /// A memory-bound kernel beside a collective (which takes some HBM bandwidth and SMs).
-    pub memory_beside_collective: f64,
-    /// A collective beside a GEMM.
-    pub collective_beside_gemm: f64,
-    /// A collective beside a memory-bound kernel.
-    pub collective_beside_memory: f64,
+    /// A GEMM beside a collective bound by the NIC, which holds some SMs.
+    pub gemm_beside_nic: f64,
+    /// A memory-bound kernel beside a collective bound by the NIC.
+    pub memory_beside_nic: f64,
+    /// A collective bound by the NIC beside any kernel.
+    pub nic_beside_kernel: f64,
+    /// A GEMM beside a collective bound by NVLink, which also takes HBM bandwidth.
+    pub gemm_beside_nvlink: f64,
+    /// A memory-bound kernel beside a collective bound by NVLink.
+    pub memory_beside_nvlink: f64,
+    /// A collective bound by NVLink beside any kernel.
+    pub nvlink_beside_kernel: f64,
 }
 
 /// Fixed-point unit of rates: an operation that runs undisturbed progresses at `FULL_RATE` per ps.
@@ -51,22 +57,19 @@ const FULL_RATE: u64 = 1024;
 impl Contention {
     /// Rates of an operation on the compute stream and one on the communication stream.
     fn rates(&self, compute: Resource, communication: Resource) -> (u64, u64) {
-        use Resource::{Collective, Gemm, Memory};
+        use Resource::{Gemm, Memory, Nic, NvLink};
         let fixed = |rate: f64| ((rate * FULL_RATE as f64).round() as u64).clamp(1, FULL_RATE);
-        match (compute, communication) {
-            (Gemm, Collective) => (
-                fixed(self.gemm_beside_collective),
-                fixed(self.collective_beside_gemm),
-            ),
-            (Memory, Collective) => (
-                fixed(self.memory_beside_collective),
-                fixed(self.collective_beside_memory),
-            ),
+        let (compute, communication) = match (compute, communication) {
+            (Gemm, Nic) => (self.gemm_beside_nic, self.nic_beside_kernel),
+            (Memory, Nic) => (self.memory_beside_nic, self.nic_beside_kernel),
+            (Gemm, NvLink) => (self.gemm_beside_nvlink, self.nvlink_beside_kernel),
+            (Memory, NvLink) => (self.memory_beside_nvlink, self.nvlink_beside_kernel),
             // Two kernels that each fill the GPU share it evenly: nothing is gained or lost.
-            (Gemm | Memory | Collective, Gemm | Memory) | (Collective, Collective) => {
-                (FULL_RATE / 2, FULL_RATE / 2)
+            (Gemm | Memory | NvLink | Nic, Gemm | Memory) | (NvLink | Nic, NvLink | Nic) => {
+                (0.5, 0.5)
             }
-        }
+        };
+        (fixed(compute), fixed(communication))
     }
 }
 
@@ -140,19 +143,17 @@ struct Run<'a> {
     stats: RunStats,
 }
 
-/// Plays `program` and returns when everything ran. `host_launch` is the time the host needs to
-/// issue one kernel.
+/// Plays `program` and returns when everything ran.
 ///
 /// Where every operation takes the same time on every rank, one rank is played for all.
 pub fn run(
     program: &Program,
     priced: &[PricedOp],
     contention: &Contention,
-    host_launch: Time,
 ) -> (Timeline, RunStats) {
     let alike = priced.iter().all(|op| op.alone.is_same());
     let rows = if alike { 1 } else { program.world_size };
-    let mut run = Run::new(program, priced, contention, host_launch, rows);
+    let mut run = Run::new(program, priced, contention, rows);
     run.play();
     let stats = RunStats { rows, ..run.stats };
     (
@@ -173,7 +174,6 @@ impl<'a> Run<'a> {
         program: &'a Program,
         priced: &'a [PricedOp],
         contention: &'a Contention,
-        host_launch: Time,
         rows: usize,
     ) -> Self {
         let ops = program.ops.len();
@@ -191,8 +191,8 @@ impl<'a> Run<'a> {
             blocked[id.index()] = op.after.len() as u16;
             issue.push(cursor);
             after_sync.push(last_sync);
-            cursor += host_launch.times(u64::from(priced[id.index()].launches));
-            if matches!(op.kind, OpKind::CapacitySync) {
+            cursor += priced[id.index()].host;
+            if op.kind.blocks_host() {
                 (cursor, last_sync) = (Time::ZERO, Some(id));
             }
         }
@@ -378,10 +378,6 @@ impl<'a> Run<'a> {
         self.balance(row, now);
         for stream in 0..STREAMS {
             self.advance(row, stream, now);
-        }
-        // Whatever follows a host synchronisation was not issued before it ended.
-        if matches!(self.program.ops[op.index()].kind, OpKind::CapacitySync) {
-            self.advance(row, 0, now);
         }
     }
 

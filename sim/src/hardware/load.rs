@@ -87,22 +87,6 @@ impl Hardware {
             ("gpu.memory-gib", self.gpu.memory_gib),
             ("gpu.hbm-gb-per-s", self.gpu.hbm_gb_per_s),
             (
-                "gpu.contention.gemm-beside-collective",
-                self.gpu.contention.gemm_beside_collective,
-            ),
-            (
-                "gpu.contention.memory-beside-collective",
-                self.gpu.contention.memory_beside_collective,
-            ),
-            (
-                "gpu.contention.collective-beside-gemm",
-                self.gpu.contention.collective_beside_gemm,
-            ),
-            (
-                "gpu.contention.collective-beside-memory",
-                self.gpu.contention.collective_beside_memory,
-            ),
-            (
                 "network.congestion.half-nodes",
                 self.network.congestion.half_nodes,
             ),
@@ -114,11 +98,45 @@ impl Hardware {
                 "network.congestion.peer-limit",
                 self.network.congestion.peer_limit,
             ),
+        ];
+        let contention = &self.gpu.contention;
+        let shares = [
+            ("gpu.contention.gemm-beside-nic", contention.gemm_beside_nic),
+            (
+                "gpu.contention.memory-beside-nic",
+                contention.memory_beside_nic,
+            ),
+            (
+                "gpu.contention.nic-beside-kernel",
+                contention.nic_beside_kernel,
+            ),
+            (
+                "gpu.contention.gemm-beside-nvlink",
+                contention.gemm_beside_nvlink,
+            ),
+            (
+                "gpu.contention.memory-beside-nvlink",
+                contention.memory_beside_nvlink,
+            ),
+            (
+                "gpu.contention.nvlink-beside-kernel",
+                contention.nvlink_beside_kernel,
+            ),
             ("software.gemm-efficiency", self.software.gemm_efficiency),
         ];
+        for (path, value) in shares {
+            if !(value > 0.0 && value <= 1.0) {
+                return Err(HardwareError::at(
+                    path,
+                    format!("expected a share above 0, up to 1, found {value}"),
+                ));
+            }
+        }
         let not_negative = [
             ("gpu.kernel-us", self.gpu.kernel_us),
             ("host.launch-us", self.host.launch_us),
+            ("host.collective-us", self.host.collective_us),
+            ("host.peer-us", self.host.peer_us),
             ("host.synchronise-us", self.host.synchronise_us),
             (
                 "network.congestion.peer-penalty",
@@ -239,5 +257,68 @@ fn overlay(base: &mut Table, over: Table) {
                 base.insert(key, value);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(prefix: &str, table: &Table, found: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
+            match value {
+                Value::Table(inner) => leaves(&path, inner, found),
+                _ => found.push(path),
+            }
+        }
+    }
+
+    #[test]
+    fn every_constant_of_every_preset_has_a_source() {
+        for (name, text) in PRESETS {
+            let hardware = builtin(name).unwrap();
+            let mut table = merged(text, 0).unwrap();
+            table.remove("sources");
+            let mut paths = Vec::new();
+            leaves("", &table, &mut paths);
+            for path in paths {
+                let named = path.ends_with("name") || path == "description";
+                let mut parts: Vec<&str> = path.split('.').collect();
+                let sourced = std::iter::from_fn(|| {
+                    let joined = parts.join(".");
+                    parts.pop().map(|_| joined)
+                })
+                .any(|prefix| hardware.sources.contains_key(&prefix));
+                assert!(named || sourced, "{name}: `{path}` has no source");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_extends_a_preset_and_wins() {
+        let hardware =
+            Hardware::from_toml("extends = 'nd-a100-v4-80gb'\n[node]\ngpus = 16").unwrap();
+        assert_eq!(hardware.node.gpus, 16);
+        assert_eq!(hardware.gpu.name, "A100-SXM4-80GB");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| Hardware::from_toml(text).unwrap_err().to_string();
+        let extends = "extends = 'nd-a100-v4-80gb'\n";
+        assert!(error("extends = 'h100'").contains("expected nd-a100-v4-80gb"));
+        assert!(error(&format!("{extends}[gpu]\nmemory = 1")).contains("unknown field `memory`"));
+        assert!(error("name = 'x'").contains("missing field"));
+        assert!(error(&format!("{extends}[gpu]\nmemory-gib = -1.0")).contains("gpu.memory-gib"));
+        assert!(error(&format!("{extends}[gpu]\nhbm-gb-per-s = nan")).contains("gpu.hbm-gb-per-s"));
+        assert!(
+            error(&format!("{extends}[network]\noversubscription = 0.5")).contains("non-blocking")
+        );
+        assert!(error("gpus = [").contains("expected") || !error("gpus = [").is_empty());
     }
 }

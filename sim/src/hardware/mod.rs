@@ -6,6 +6,7 @@ mod load;
 pub use load::{HardwareError, PRESETS, builtin};
 
 use crate::cost::gemm::GemmParams;
+use crate::cost::moe_ffn::MoeFfnParams;
 use crate::cost::nccl::NcclParams;
 use crate::engine::Contention;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Gpu {
     pub kernel_us: f64,
     /// Matrix products.
     pub gemm: GemmParams,
+    /// Fused MoE feed-forwards of inference servers; layers of the paper do not use them.
+    pub moe_ffn: MoeFfnParams,
     /// Kernels beside collectives.
     pub contention: Contention,
 }
@@ -59,6 +62,10 @@ pub struct Gpu {
 pub struct Host {
     /// Time to issue one kernel, microseconds.
     pub launch_us: f64,
+    /// Time to issue a collective through the framework, microseconds.
+    pub collective_us: f64,
+    /// Time to issue the send and the receive of one peer of an All-to-All, microseconds.
+    pub peer_us: f64,
     /// Time from the end of an operation the host waits for to its next kernel's start, microseconds.
     pub synchronise_us: f64,
 }

@@ -341,6 +341,11 @@ impl OpKind {
         }
     }
 
+    /// Whether the host waits for it before it issues anything else.
+    pub fn blocks_host(&self) -> bool {
+        matches!(self, OpKind::CapacitySync)
+    }
+
     /// A short name for breakdowns and timelines.
     pub fn label(&self) -> &'static str {
         match self {

@@ -1,0 +1,376 @@
+//! Time of an exchange: NCCL's latency and rates on the flow-level network.
+
+use super::nccl::Nccl;
+use super::provenance::{Estimate, Provenance};
+use super::{Exchange, ExchangePrice, Wire};
+use crate::hardware::{Hardware, Routing};
+use crate::ir::{PerRank, Scope, Traffic, Transport};
+use crate::network::fabric::{Fabric, FabricError, Leaves, Routing as FabricRouting};
+use crate::network::{self, Drained};
+use crate::units::{Bandwidth, Time};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Payload of a 128-byte line under the LL128 protocol.
+const LL128_PAYLOAD: f64 = 120.0 / 128.0;
+/// A rate so high that what it carries takes no time.
+const FREE: f64 = 1e21;
+/// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
+const KEPT_MATRICES: usize = 16;
+
+/// Prices exchanges on one kind of cluster.
+#[derive(Debug)]
+pub(super) struct Exchanges {
+    nccl: Nccl,
+    network: crate::hardware::Network,
+    host_collective: Time,
+    host_peer: Time,
+    drains: Mutex<Vec<(Arc<Vec<u32>>, Arc<OnceLock<Unit>>)>>,
+}
+
+/// Drain times of an uneven matrix of rows at one row a second, local and remote flows apart. They
+/// share no link, so a rank is done at the later of the two, each scaled by its own rate.
+#[derive(Debug)]
+struct Unit {
+    local_seconds: Vec<f64>,
+    remote_seconds: Vec<f64>,
+    /// Busiest port in rows, local and remote, with its name.
+    busiest: [(u64, String); 2],
+    /// Mean rows of a message that is not empty.
+    mean_rows: f64,
+    /// Peers of the rank that has most of them on other nodes.
+    remote_peers: usize,
+}
+
+/// Peers of a rank in its group: those on its node, and those beyond it.
+pub(super) fn peers(scope: Scope, world_size: usize, gpus_per_node: usize) -> (usize, usize) {
+    match scope {
+        Scope::World => (
+            gpus_per_node.min(world_size) - 1,
+            world_size - gpus_per_node.min(world_size),
+        ),
+        Scope::Strided { size, stride } => {
+            let (size, stride) = (size as usize, stride as usize);
+            let local = (gpus_per_node / stride).clamp(1, size);
+            (local - 1, size - local)
+        }
+    }
+}
+
+impl Exchanges {
+    pub(super) fn new(nccl: Nccl, hardware: &Hardware) -> Self {
+        let us = |us: f64| Time::from_secs_f64(us * 1e-6);
+        Exchanges {
+            nccl,
+            network: hardware.network.clone(),
+            host_collective: us(hardware.host.collective_us),
+            host_peer: us(hardware.host.peer_us),
+            drains: Mutex::default(),
+        }
+    }
+
+    pub(super) fn price(&self, exchange: &Exchange<'_>) -> ExchangePrice {
+        match exchange.traffic {
+            Traffic::Uniform {
+                scope,
+                bytes_per_peer,
+            } => self.uniform(exchange, *scope, *bytes_per_peer),
+            Traffic::Matrix {
+                scope,
+                rows,
+                row_bytes,
+                chunks,
+                ..
+            } => {
+                let cell = self.unit(rows);
+                let unit = cell.get_or_init(|| self.drain_unit(exchange, *scope, rows));
+                self.uneven(
+                    exchange,
+                    *scope,
+                    unit,
+                    *row_bytes as f64 / f64::from(*chunks),
+                )
+            }
+        }
+    }
+
+    fn uniform(&self, exchange: &Exchange<'_>, scope: Scope, message: u64) -> ExchangePrice {
+        let (local, remote) = peers(scope, exchange.world_size, exchange.gpus_per_node);
+        let rates = self.rates(exchange, message, local, remote);
+        let within = rates.nvlink.time_for(message.saturating_mul(local as u64));
+        let beyond = match self.drained_uniform(exchange, scope, message, &rates) {
+            Ok(Some(drained)) => drained.makespan.max(within),
+            Ok(None) | Err(_) => rates.nic.time_for(message.saturating_mul(remote as u64)),
+        };
+        let nic_bound = remote > 0 && beyond > within;
+        let ports = self.nccl.params();
+        let bound = |peers: usize, gb_per_s: f64| {
+            Time::from_secs_f64(message as f64 * peers as f64 / (gb_per_s * 1e9))
+        };
+        ExchangePrice {
+            alone: PerRank::Same(rates.latency + within.max(beyond)),
+            host: self.host(exchange, local + remote),
+            provenance: rates.provenance,
+            wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
+            bottleneck: if nic_bound {
+                "every NIC alike".into()
+            } else {
+                "every NVLink port alike".into()
+            },
+            port_bound: bound(local, ports.intra.port_gb_per_s)
+                .max(bound(remote, ports.nic.wire_gb_per_s)),
+        }
+    }
+
+    /// Even traffic on the switches above the NICs, where they can be a bottleneck.
+    fn drained_uniform(
+        &self,
+        exchange: &Exchange<'_>,
+        scope: Scope,
+        message: u64,
+        rates: &Rates,
+    ) -> Result<Option<Drained>, FabricError> {
+        let blocking =
+            self.network.oversubscription > 1.0 || self.network.routing == Routing::Static;
+        let Some(scope) = network_scope(scope, exchange).filter(|_| blocking) else {
+            return Ok(None);
+        };
+        let fabric = self.fabric(exchange, rates.nvlink, rates.nic)?;
+        let traffic = network::traffic::Traffic::Uniform {
+            scope,
+            bytes_per_pair: message,
+        };
+        Ok(network::drain(&fabric, &traffic).ok())
+    }
+
+    fn uneven(
+        &self,
+        exchange: &Exchange<'_>,
+        scope: Scope,
+        unit: &Unit,
+        row_bytes: f64,
+    ) -> ExchangePrice {
+        let (local, _) = peers(scope, exchange.world_size, exchange.gpus_per_node);
+        let message = (unit.mean_rows * row_bytes) as u64;
+        let rates = self.rates(exchange, message, local, unit.remote_peers);
+        let [nvlink, nic] =
+            [rates.nvlink, rates.nic].map(|rate| row_bytes / rate.bytes_per_second());
+        let rank_time = |rank: usize| {
+            let slower = (unit.local_seconds[rank] * nvlink).max(unit.remote_seconds[rank] * nic);
+            rates.latency + Time::from_secs_f64(slower)
+        };
+        let bound = |rows: u64, gb_per_s: f64| {
+            Time::from_secs_f64(rows as f64 * row_bytes / (gb_per_s * 1e9))
+        };
+        let [(local_rows, local_name), (remote_rows, remote_name)] = &unit.busiest;
+        let nic_bound = *remote_rows as f64 * nic >= *local_rows as f64 * nvlink;
+        let ports = self.nccl.params();
+        ExchangePrice {
+            alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
+            host: self.host(exchange, local + unit.remote_peers),
+            provenance: rates.provenance,
+            wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
+            bottleneck: if nic_bound {
+                remote_name.clone()
+            } else {
+                local_name.clone()
+            },
+            port_bound: bound(*local_rows, ports.intra.port_gb_per_s)
+                .max(bound(*remote_rows, ports.nic.wire_gb_per_s)),
+        }
+    }
+
+    fn rates(&self, exchange: &Exchange<'_>, message: u64, local: usize, remote: usize) -> Rates {
+        let nodes = match remote {
+            0 => 1,
+            _ => exchange.world_size / exchange.gpus_per_node,
+        };
+        let share = self.network.congestion.share(nodes, remote);
+        let payload = match exchange.transport {
+            Transport::Grouped | Transport::FusedSimple => 1.0,
+            Transport::FusedLl128 => LL128_PAYLOAD,
+        };
+        let nvlink = self.nccl.nvlink_rate(message, local.max(1));
+        let nic = self.nccl.nic_rate(message, remote.max(1), share);
+        let latency = match (exchange.transport, exchange.first) {
+            (Transport::Grouped, _) | (_, true) => self.nccl.all_to_all_latency(local, remote),
+            // A later phase of a fused kernel needs no launch and no group of its own, only the
+            // handshake with its peers.
+            (Transport::FusedSimple | Transport::FusedLl128, false) => {
+                let whole = self.nccl.all_to_all_latency(local, remote);
+                Estimate::new(
+                    whole.time - self.nccl.all_to_all_latency(0, 0).time,
+                    Provenance::Extrapolated,
+                )
+            }
+        };
+        let used = [(local, nvlink.provenance), (remote, nic.provenance)];
+        let provenance = used
+            .into_iter()
+            .filter(|(peers, _)| *peers > 0)
+            .fold(latency.provenance, |worst, (_, provenance)| {
+                worst.worse(provenance)
+            });
+        let scaled = |rate: Bandwidth| {
+            Bandwidth::from_bytes_per_second(rate.bytes_per_second() * payload).unwrap_or(rate)
+        };
+        Rates {
+            latency: latency.time,
+            nvlink: scaled(nvlink.rate),
+            nic: scaled(nic.rate),
+            provenance,
+        }
+    }
+
+    fn host(&self, exchange: &Exchange<'_>, peers: usize) -> Time {
+        let call = if exchange.first {
+            self.host_collective
+        } else {
+            Time::ZERO
+        };
+        match exchange.transport {
+            Transport::Grouped => call + self.host_peer.times(peers as u64),
+            Transport::FusedSimple | Transport::FusedLl128 => call,
+        }
+    }
+
+    fn fabric(
+        &self,
+        exchange: &Exchange<'_>,
+        nvlink: Bandwidth,
+        nic: Bandwidth,
+    ) -> Result<Fabric, FabricError> {
+        let whole = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let (world, node) = (exchange.world_size as u64, exchange.gpus_per_node as u64);
+        Fabric::new(whole(world), whole(node), nvlink, nic)?.with_leaves(Leaves {
+            nodes_per_leaf: whole(self.network.nodes_per_leaf),
+            oversubscription: self.network.oversubscription,
+            spines: whole(self.network.spines),
+            routing: match self.network.routing {
+                Routing::Adaptive => FabricRouting::Adaptive,
+                Routing::Static => FabricRouting::Static,
+            },
+        })
+    }
+
+    /// The drain times of `rows`, worked out once for all plans and chunks that share the matrix.
+    fn unit(&self, rows: &Arc<Vec<u32>>) -> Arc<OnceLock<Unit>> {
+        let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
+        match drains.iter().find(|(known, _)| Arc::ptr_eq(known, rows)) {
+            Some((_, cell)) => cell.clone(),
+            None => {
+                if drains.len() == KEPT_MATRICES {
+                    drains.remove(0);
+                }
+                let cell = Arc::new(OnceLock::new());
+                drains.push((rows.clone(), cell.clone()));
+                cell
+            }
+        }
+    }
+
+    fn drain_unit(&self, exchange: &Exchange<'_>, scope: Scope, rows: &[u32]) -> Unit {
+        let (world, node) = (exchange.world_size, exchange.gpus_per_node);
+        let rate = |rows_per_second| {
+            Bandwidth::from_bytes_per_second(rows_per_second)
+                .expect("both rates are positive constants")
+        };
+        let traffic = network_traffic(exchange, scope, rows);
+        let drain = |nvlink: f64, nic: f64| {
+            let fabric = self
+                .fabric(exchange, rate(nvlink), rate(nic))
+                .expect("the compiler checked the world's shape");
+            let drained = network::drain(&fabric, &traffic)
+                .expect("the matrix has one entry a pair of ranks");
+            let name = drained
+                .bottleneck
+                .map(|link| fabric.name(link).to_string())
+                .unwrap_or_default();
+            let seconds: Vec<f64> = drained
+                .finish
+                .iter()
+                .map(|time| time.as_secs_f64())
+                .collect();
+            (seconds, (drained.bottleneck_bytes, name))
+        };
+        // At one row a microsecond, so that picoseconds resolve a millionth of a row.
+        let per_row = |(seconds, busiest): (Vec<f64>, (u64, String))| {
+            (
+                seconds.into_iter().map(|s| s * 1e6).collect::<Vec<f64>>(),
+                busiest,
+            )
+        };
+        let (remote_seconds, remote) = per_row(drain(FREE, 1e6));
+        let (local_seconds, local) = per_row(drain(1e6, FREE));
+        let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
+        for source in 0..world {
+            let mut beyond = 0;
+            for (destination, &count) in rows[source * world..(source + 1) * world]
+                .iter()
+                .enumerate()
+            {
+                if count > 0 && destination != source {
+                    total += u64::from(count);
+                    messages += 1;
+                    beyond += usize::from(destination / node != source / node);
+                }
+            }
+            remote_peers = remote_peers.max(beyond);
+        }
+        Unit {
+            local_seconds,
+            remote_seconds,
+            busiest: [local, remote],
+            mean_rows: total as f64 / messages.max(1) as f64,
+            remote_peers,
+        }
+    }
+}
+
+struct Rates {
+    latency: Time,
+    nvlink: Bandwidth,
+    nic: Bandwidth,
+    provenance: Provenance,
+}
+
+/// The network's name for a scope, where it has one.
+fn network_scope(scope: Scope, exchange: &Exchange<'_>) -> Option<network::traffic::Scope> {
+    let (world, node) = (exchange.world_size, exchange.gpus_per_node);
+    match scope {
+        Scope::World => Some(network::traffic::Scope::World),
+        Scope::Strided { size, stride: 1 } if size as usize == node => {
+            Some(network::traffic::Scope::Node)
+        }
+        Scope::Strided { size, stride }
+            if stride as usize == node && size as usize == world / node =>
+        {
+            Some(network::traffic::Scope::Rail)
+        }
+        Scope::Strided { .. } => None,
+    }
+}
+
+/// The matrix of rows as the network takes it: only the peers of the scope.
+fn network_traffic(
+    exchange: &Exchange<'_>,
+    scope: Scope,
+    rows: &[u32],
+) -> network::traffic::Traffic {
+    let (world, node) = (exchange.world_size, exchange.gpus_per_node);
+    let scope = network_scope(scope, exchange).unwrap_or(network::traffic::Scope::World);
+    let bytes = match scope {
+        network::traffic::Scope::World => rows.iter().map(|&rows| u64::from(rows)).collect(),
+        network::traffic::Scope::Node => (0..world)
+            .flat_map(|rank| {
+                (0..node).map(move |k| u64::from(rows[rank * world + rank / node * node + k]))
+            })
+            .collect(),
+        network::traffic::Scope::Rail => (0..world)
+            .flat_map(|rank| {
+                (0..world / node)
+                    .map(move |k| u64::from(rows[rank * world + k * node + rank % node]))
+            })
+            .collect(),
+    };
+    network::traffic::Traffic::Matrix { scope, bytes }
+}
