@@ -386,10 +386,34 @@ pub struct KernelSettings {
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
-    /// gemm: measured times to go by (columns gemm_dtype, m, n, k, latency_ms)
+    /// gemm, batched-gemm, moe-ffn: measured times to go by, in the columns of `validate --table`
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<PathBuf>,
+    /// moe-ffn: tokens of the expert-parallel group
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_tokens: Option<u64>,
+    /// moe-ffn: channels of a token
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden_size: Option<u64>,
+    /// moe-ffn: hidden channels of an expert
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inter_size: Option<u64>,
+    /// moe-ffn: tensor-parallel ranks [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tp: Option<u64>,
+    /// moe-ffn: expert-parallel ranks [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ep: Option<u64>,
+    /// moe-ffn: exponent of the power law that expert loads follow [default: 1.01]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// encode, decode: T, tokens on the GPU
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -398,11 +422,11 @@ pub struct KernelSettings {
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_dim: Option<u64>,
-    /// encode, decode: experts per token [default: 2]
+    /// moe-ffn, encode, decode: experts per token [default: 2]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
-    /// encode, decode: experts over all GPUs
+    /// moe-ffn, encode, decode: experts over all GPUs
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_experts: Option<u64>,

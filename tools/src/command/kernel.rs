@@ -13,6 +13,7 @@ use moeplan_sim::cost::CostModel;
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm::GemmShape;
 use moeplan_sim::cost::gemm_table::GemmTable;
+use moeplan_sim::cost::moe_table::{PowerLawFfn, read_moe_ffn_rows};
 use moeplan_sim::cost::provenance::{Estimate, Provenance};
 use moeplan_sim::hardware::Hardware;
 use moeplan_sim::ir::{OpKind, Pass, PerRank, Work};
@@ -21,6 +22,7 @@ use moeplan_sim::units::Time;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::BufReader;
+use std::path::Path;
 
 /// Largest extent of a product.
 const MAX_EXTENT: u64 = 1 << 24;
@@ -32,6 +34,8 @@ pub enum Kernel {
     Gemm,
     /// Many of one shape, each with a weight of its own.
     BatchedGemm,
+    /// The expert feed-forward of one layer in one fused kernel, 16-bit.
+    MoeFfn,
     /// Tokens to the dispatch buffer.
     Encode,
     /// Expert outputs back to tokens.
@@ -43,6 +47,7 @@ impl Kernel {
         match self {
             Kernel::Gemm => "gemm",
             Kernel::BatchedGemm => "batched-gemm",
+            Kernel::MoeFfn => "moe-ffn",
             Kernel::Encode => "encode",
             Kernel::Decode => "decode",
         }
@@ -64,6 +69,17 @@ impl Kernel {
                 ("n", true),
                 ("k", true),
                 ("dtype", false),
+                ("table", false),
+            ],
+            Kernel::MoeFfn => &[
+                ("num-tokens", true),
+                ("hidden-size", true),
+                ("inter-size", true),
+                ("top-k", true),
+                ("num-experts", true),
+                ("tp", false),
+                ("ep", false),
+                ("alpha", false),
                 ("table", false),
             ],
             Kernel::Encode | Kernel::Decode => &[
@@ -93,6 +109,30 @@ pub struct KernelArgs {
     pub settings: KernelSettings,
 }
 
+/// What a kernel takes and does.
+struct Priced {
+    estimate: Estimate,
+    flops: f64,
+    /// Bytes through memory of what only copies.
+    copied: u64,
+    launches: usize,
+}
+
+impl Priced {
+    fn of(estimate: Estimate, work: &[Work]) -> Priced {
+        let copied = work.iter().map(|work| match work {
+            Work::Gemm(_) => 0,
+            Work::Memory { bytes } => *bytes,
+        });
+        Priced {
+            estimate,
+            flops: work.iter().map(Work::flops).sum(),
+            copied: copied.sum(),
+            launches: work.len(),
+        }
+    }
+}
+
 /// Prices the kernel.
 ///
 /// # Errors
@@ -100,27 +140,25 @@ pub struct KernelArgs {
 pub fn run(kernel: Kernel, given: &Given) -> Result<(Answer, Exit), Error> {
     let (cluster_name, hardware) = cluster(given)?;
     let settings = resolve(kernel, given)?;
-    let (estimate, work) = match kernel {
+    let Priced {
+        estimate,
+        flops,
+        copied: memory,
+        launches,
+    } = match kernel {
         Kernel::Gemm | Kernel::BatchedGemm => gemm(&settings, given, &hardware)?,
+        Kernel::MoeFfn => moe_ffn(&settings, given, &hardware)?,
         Kernel::Encode | Kernel::Decode => copy(kernel, &settings, given, &hardware)?,
     };
-    let flops: f64 = work.iter().map(Work::flops).sum();
     let seconds = estimate.time.as_secs_f64().max(1e-12);
     let tflops = flops / seconds / 1e12;
-    let memory: u64 = work
-        .iter()
-        .map(|work| match work {
-            Work::Gemm(_) => 0,
-            Work::Memory { bytes } => *bytes,
-        })
-        .sum();
     let mut run = Map::new();
     run.insert("kernel".into(), json!(kernel.name()));
     run.insert("time_ns".into(), json!(estimate.time.as_ns()));
     run.insert("tflops".into(), json!(tflops));
     run.insert("flops".into(), json!(flops));
     run.insert("copied_bytes".into(), json!(memory));
-    run.insert("launches".into(), json!(work.len()));
+    run.insert("launches".into(), json!(launches));
     run.insert("provenance".into(), json!(estimate.provenance.to_string()));
     let shape = shape(kernel, &settings)?;
     let said: Vec<String> = shape
@@ -155,7 +193,7 @@ pub fn run(kernel: Kernel, given: &Given) -> Result<(Answer, Exit), Error> {
     if memory > 0 {
         grid.row(["copied".to_owned(), crate::output::numbers::bytes(memory)]);
     }
-    grid.row(["kernels".to_owned(), work.len().to_string()]);
+    grid.row(["kernels".to_owned(), launches.to_string()]);
     let trust = estimate.provenance.to_string();
     grid.row(["trust".to_owned(), trust.clone()]);
     text += &grid.render(40);
@@ -223,6 +261,11 @@ fn resolve(kernel: Kernel, given: &Given) -> Result<KernelSettings, Error> {
         Kernel::Gemm | Kernel::BatchedGemm => {
             settings.dtype.get_or_insert(DType::Bf16);
         }
+        Kernel::MoeFfn => {
+            settings.tp.get_or_insert(1);
+            settings.ep.get_or_insert(1);
+            settings.alpha.get_or_insert(1.01);
+        }
         Kernel::Encode | Kernel::Decode => {
             settings.dtype.get_or_insert(DType::Tf32);
             settings.top_k.get_or_insert(2);
@@ -241,11 +284,7 @@ fn shape(kernel: Kernel, settings: &KernelSettings) -> Result<Map<String, Value>
         .collect())
 }
 
-fn gemm(
-    settings: &KernelSettings,
-    given: &Given,
-    hardware: &Hardware,
-) -> Result<(Estimate, Vec<Work>), Error> {
+fn gemm(settings: &KernelSettings, given: &Given, hardware: &Hardware) -> Result<Priced, Error> {
     let extent = |field: &str, value: Option<u64>| match value {
         Some(value) if (1..=MAX_EXTENT).contains(&value) => Ok(value),
         value => {
@@ -270,17 +309,90 @@ fn gemm(
     let estimate = match &settings.table {
         None => params.estimate(&shape),
         Some(path) => {
-            let name = path.display().to_string();
-            let file = File::open(path).map_err(|source| Error::Read {
-                path: name.clone(),
-                source,
-            })?;
-            let table = GemmTable::read(BufReader::new(file), params)
+            let (name, file) = open(path)?;
+            let table = GemmTable::read(file, params)
                 .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
             table.estimate(&shape)
         }
     };
-    Ok((estimate, vec![Work::Gemm(shape)]))
+    Ok(Priced::of(estimate, &[Work::Gemm(shape)]))
+}
+
+fn moe_ffn(settings: &KernelSettings, given: &Given, hardware: &Hardware) -> Result<Priced, Error> {
+    let alpha = settings.alpha.unwrap_or(1.01);
+    if !((0.0..=3.0).contains(&alpha) && (alpha - 1.0).abs() > 1e-9) {
+        let message = format!("expected 0 to 3, not exactly 1, found {alpha}");
+        return Err(Error::input(place(given, "alpha"), message));
+    }
+    let ffn = PowerLawFfn {
+        num_tokens: settings.num_tokens.unwrap_or(0),
+        hidden_size: settings.hidden_size.unwrap_or(0),
+        inter_size: settings.inter_size.unwrap_or(0),
+        top_k: u64::from(settings.top_k.unwrap_or(0)),
+        num_experts: settings.num_experts.unwrap_or(0),
+        tensor_parallel: settings.tp.unwrap_or(1),
+        expert_parallel: settings.ep.unwrap_or(1),
+        exponent: alpha,
+    };
+    let extents = [
+        ("num-tokens", ffn.num_tokens, MAX_EXTENT),
+        ("hidden-size", ffn.hidden_size, MAX_EXTENT),
+        ("inter-size", ffn.inter_size, MAX_EXTENT),
+        ("num-experts", ffn.num_experts, 1 << 20),
+        ("top-k", ffn.top_k, ffn.num_experts),
+        ("tp", ffn.tensor_parallel, ffn.inter_size),
+        ("ep", ffn.expert_parallel, ffn.num_experts),
+    ];
+    for (field, value, most) in extents {
+        if !(1..=most).contains(&value) {
+            let message = format!("expected 1 to {most}, found {value}");
+            return Err(Error::input(place(given, field), message));
+        }
+    }
+    let shape = ffn.busiest().ok_or_else(|| {
+        let (field, expected) = if ffn.num_experts.is_multiple_of(ffn.expert_parallel) {
+            ("tp", "a divisor of --inter-size")
+        } else {
+            ("ep", "a divisor of --num-experts")
+        };
+        Error::input(place(given, field), format!("expected {expected}"))
+    })?;
+    let modelled = hardware.gpu.moe_ffn.estimate(&shape);
+    let estimate = match &settings.table {
+        None => modelled,
+        Some(path) => {
+            let (name, file) = open(path)?;
+            let rows = read_moe_ffn_rows(file)
+                .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
+            let same: Vec<Time> = rows
+                .into_iter()
+                .filter(|(measured, _)| *measured == shape)
+                .map(|(_, time)| time)
+                .collect();
+            match same.len() as f64 {
+                // Nothing of this shape was measured.
+                0.0 => modelled,
+                count => {
+                    let total: Time = same.into_iter().sum();
+                    Estimate::new(total.scale(1.0 / count), Provenance::Measured)
+                }
+            }
+        }
+    };
+    Ok(Priced {
+        estimate,
+        flops: shape.flops(),
+        copied: 0,
+        launches: 1,
+    })
+}
+
+fn open(path: &Path) -> Result<(String, BufReader<File>), Error> {
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => Ok((name, BufReader::new(file))),
+        Err(source) => Err(Error::Read { path: name, source }),
+    }
 }
 
 fn copy(
@@ -288,7 +400,7 @@ fn copy(
     settings: &KernelSettings,
     given: &Given,
     hardware: &Hardware,
-) -> Result<(Estimate, Vec<Work>), Error> {
+) -> Result<Priced, Error> {
     let experts = settings.num_experts.unwrap_or(0);
     let spec = LayerSpec {
         tokens_per_step: settings.tokens_per_step.unwrap_or(0),
@@ -319,7 +431,7 @@ fn copy(
             slots,
             model_dim,
         },
-        Kernel::Encode | Kernel::Gemm | Kernel::BatchedGemm => OpKind::Encode {
+        Kernel::Encode | Kernel::Gemm | Kernel::BatchedGemm | Kernel::MoeFfn => OpKind::Encode {
             encode,
             tokens,
             copies,
@@ -334,5 +446,5 @@ fn copy(
         .iter()
         .map(|work| model.kernel(work))
         .fold(none, Estimate::then);
-    Ok((estimate, work))
+    Ok(Priced::of(estimate, &work))
 }
