@@ -1,8 +1,10 @@
 //! Commands and flags. What a flag means is decided in [`crate::resolve`].
 
+use crate::command::collective::CollectiveArgs;
+use crate::command::kernel::KernelArgs;
 use crate::settings::{
-    ClusterSettings, LayerSettings, OutputSettings, ReportSettings, RoutingSettings,
-    StrategySettings,
+    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, ReportSettings,
+    RoutingSettings, StrategySettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
@@ -52,6 +54,12 @@ pub enum Command {
     Compare(CompareArgs),
     /// Published and measured figures beside ours
     Validate(ValidateArgs),
+    /// Where the time of one step goes: critical path, straggler, limiting link
+    Breakdown(BreakdownArgs),
+    /// One collective alone: time, bandwidths, and the bound of the ports
+    Collective(CollectiveArgs),
+    /// One kernel alone on one GPU
+    Kernel(KernelArgs),
 }
 
 /// What is simulated.
@@ -131,4 +139,18 @@ pub struct ValidateArgs {
     /// Kind of cluster: a preset or a TOML file [default: nd-a100-v4-80gb]
     #[arg(long, value_name = "PRESET|FILE")]
     pub cluster: Option<String>,
+}
+
+/// `breakdown`.
+#[derive(Debug, Clone, Args)]
+pub struct BreakdownArgs {
+    /// fairseq, tutel or a TOML file; flags refine it [default: tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// Which step.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub breakdown: BreakdownSettings,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
 }

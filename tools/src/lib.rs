@@ -137,6 +137,27 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             let cluster = resolve::cluster(&given)?;
             command::validate::run(&args, cluster, &mut session)?
         }
+        Some(Command::Breakdown(args)) => {
+            take(
+                &mut given,
+                args.scenario,
+                args.strategy.into_iter().collect(),
+            );
+            given.flags.breakdown = args.breakdown;
+            let resolved = resolve(&given, &Job::Simulate.strategies())?;
+            show(&resolved, &mut session)?;
+            command::breakdown::run(&given, &resolved, &mut session)?
+        }
+        Some(Command::Collective(args)) => {
+            given.flags.cluster = args.cluster;
+            given.flags.collective = args.settings;
+            command::collective::run(args.collective, &given, &mut session)?
+        }
+        Some(Command::Kernel(args)) => {
+            given.flags.cluster.preset = args.cluster;
+            given.flags.kernel = args.settings;
+            command::kernel::run(args.kernel, &given)?
+        }
     };
     output::write(&answer, &mut session)?;
     Ok(exit)

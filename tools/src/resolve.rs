@@ -78,11 +78,20 @@ impl Given {
             Some(document) => document.parse()?,
             None => Study::default(),
         };
-        Ok(Given {
+        let mut given = Given {
             file,
             document,
             ..Given::default()
-        })
+        };
+        // Files that a study names lie beside it.
+        let beside = |path: &Option<PathBuf>| path.as_deref().map(|path| given.beside(path));
+        let collective = &given.file.collective;
+        let (matrix, table) = (beside(&collective.matrix), beside(&collective.table));
+        let kernel_table = beside(&given.file.kernel.table);
+        given.file.collective.matrix = matrix;
+        given.file.collective.table = table;
+        given.file.kernel.table = kernel_table;
+        Ok(given)
     }
 
     /// A path in the study file, which is relative to that file.
@@ -104,7 +113,14 @@ impl Given {
         Error::input(self.place(tables, layer, error.field), message)
     }
 
-    fn place(&self, tables: &[&str], layer: Option<&Document>, field: &str) -> Place {
+    /// The seed in force.
+    pub fn seed(&self) -> u64 {
+        self.flags.seed.or(self.file.seed).unwrap_or(0)
+    }
+
+    /// Where `field` was set: its flag, or its line in one of `tables` of the study file or in the
+    /// layer file.
+    pub fn place(&self, tables: &[&str], layer: Option<&Document>, field: &str) -> Place {
         if self.flagged(field) {
             return Place::flag(format!("--{field}"));
         }
@@ -163,7 +179,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     for (index, planned) in strategies.iter().enumerate() {
         check_strategy(given, index, &planned.strategy, &layer)?;
     }
-    let seed = flags.seed.or(file.seed).unwrap_or(0);
+    let seed = given.seed();
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
     let mut routing = file.routing.clone();
     if flags.routing.trace.is_some() || flags.routing.routing.is_some() {

@@ -5,11 +5,13 @@ mod capacity;
 mod exchange;
 mod forward;
 mod load;
+mod lone;
 mod tensors;
 mod uneven;
 
 pub use capacity::Capacity;
 pub use load::{Load, Routing};
+pub use lone::{Payload, all_to_all};
 
 use crate::ir::{Program, ProgramBuilder};
 use crate::spec::{AllToAll, Encode, Layout, Padding, Phase, ResolvedLayer, SpecError};

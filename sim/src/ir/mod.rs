@@ -4,6 +4,7 @@
 //! SPMD: every rank runs the same list of operations, with sizes that may differ by rank.
 
 mod buffer;
+mod critical_path;
 mod op;
 mod per_rank;
 mod program;
@@ -12,6 +13,7 @@ mod traffic;
 mod work;
 
 pub use buffer::{Buffer, BufferId, Lifetime};
+pub use critical_path::{PathOp, critical_path, waiting_for_others};
 pub use op::{
     Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream,
     Transport,

@@ -45,13 +45,13 @@ impl Job {
                 planned(Strategy::tutel()),
                 Planned {
                     strategy: Strategy {
-                        name: "fairseq, no drops".into(),
+                        name: "fairseq no-drop".into(),
                         ..Strategy::fairseq()
                     },
                     cover_routing: true,
                 },
                 planned(Strategy {
-                    name: "tutel, no drops".into(),
+                    name: "tutel no-drop".into(),
                     capacity_factor: Some(0.0),
                     ..Strategy::tutel()
                 }),

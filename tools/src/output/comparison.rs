@@ -1,28 +1,11 @@
 //! Runs side by side: one column a strategy.
 
+use super::MARKS;
 use super::numbers::{bytes, count, percent, three, time, times};
 use super::table::{Grid, paragraph};
 use crate::resolve::Resolved;
 use crate::summary::RunSummary;
 use moeplan_sim::spec::{Experts, Phase};
-
-/// Marks of the ways a figure was obtained, with what they mean.
-const MARKS: [(&str, &str, &str); 6] = [
-    ("measured", "m", "measured at this very point"),
-    ("interpolated", "i", "between measured points"),
-    (
-        "fitted",
-        "f",
-        "a model fitted to measurements, inside their range",
-    ),
-    ("roofline", "r", "first principles over peak rates"),
-    (
-        "extrapolated",
-        "x",
-        "a model beyond the range it was measured on: trust ratios more than the time itself",
-    ),
-    ("counted", "c", "counted on the operations, not timed"),
-];
 
 /// What a table is about, in two or three lines.
 pub fn heading(resolved: &Resolved) -> String {
@@ -289,28 +272,40 @@ pub fn reading(runs: &[RunSummary]) -> String {
         .filter(|run| run.dropped_fraction > 0.01)
         .max_by(|a, b| a.dropped_fraction.total_cmp(&b.dropped_fraction))
     {
-        let whole = runs
-            .iter()
-            .filter(|run| run.dropped_fraction == 0.0 && run.fits)
-            .min_by_key(|run| run.step_time_ns);
-        let besides = match whole {
-            Some(run) => format!(
-                "; dropping none takes {} a step with {}",
-                time(run.step_time_ns),
-                run.strategy
-            ),
-            None => String::new(),
-        };
         sentences.push(format!(
-            "{} drops {} of its tokens' copies, so its speed is bought with model quality{besides}.",
-            worst.strategy,
+            "A capacity factor of {} drops {} of the token copies, which costs model quality.",
+            three(worst.capacity_factor),
             percent(worst.dropped_fraction),
         ));
+        sentences.extend(without_drops(runs));
     }
     if sentences.is_empty() {
         return String::new();
     }
     paragraph(&sentences.join(" "), 0)
+}
+
+/// What dropping nothing takes, and how the slowest and the fastest way to it compare.
+fn without_drops(runs: &[RunSummary]) -> Option<String> {
+    let whole = || runs.iter().filter(|run| run.dropped_fraction == 0.0);
+    let fastest = whole().min_by_key(|run| (!run.fits, run.step_time_ns))?;
+    let slowest = whole().max_by_key(|run| run.step_time_ns)?;
+    let takes = format!(
+        "Dropping none takes {} a step with {}",
+        time(fastest.step_time_ns),
+        fastest.strategy
+    );
+    Some(if slowest.step_time_ns > fastest.step_time_ns {
+        let ratio = slowest.step_time_ns as f64 / fastest.step_time_ns as f64;
+        format!(
+            "{takes}, {} faster than with {} ({}).",
+            times(ratio),
+            slowest.strategy,
+            time(slowest.step_time_ns)
+        )
+    } else {
+        format!("{takes}.")
+    })
 }
 
 fn biggest_saving(from: &RunSummary, to: &RunSummary) -> String {

@@ -1,5 +1,6 @@
 //! The only code that formats results: a table for people, JSON and CSV for programs.
 
+pub mod breakdown;
 pub mod comparison;
 mod csv;
 mod json;
@@ -13,6 +14,24 @@ use crate::settings::Format;
 use serde_json::{Map, Value};
 use std::io::{self, Write};
 use std::path::Path;
+
+/// Marks of the ways a figure was obtained, with what they mean.
+pub const MARKS: [(&str, &str, &str); 6] = [
+    ("measured", "m", "measured at this very point"),
+    ("interpolated", "i", "between measured points"),
+    (
+        "fitted",
+        "f",
+        "a model fitted to measurements, inside their range",
+    ),
+    ("roofline", "r", "first principles over peak rates"),
+    (
+        "extrapolated",
+        "x",
+        "a model beyond the range it was measured on: trust ratios more than the time itself",
+    ),
+    ("counted", "c", "counted on the operations, not timed"),
+];
 
 /// What a command found, before it is formatted.
 #[derive(Debug, Clone, Default)]
