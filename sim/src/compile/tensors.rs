@@ -1,5 +1,6 @@
 //! Shapes of the step's tensors and the persistent weights.
 
+use super::capacity::least_common_multiple;
 use super::uneven::Uneven;
 use super::{Source, exchange};
 use crate::ir::{BufferId, ExpertRows, PerRank, ProgramBuilder, Scope, Traffic, share_of_chunk};
@@ -32,7 +33,8 @@ impl Shapes {
         let Source {
             layer, plan, load, ..
         } = source;
-        let degree = plan.forward_degree.max(plan.backward_degree);
+        // Both passes cut the same slots: 3 chunks forward and 2 backward take a multiple of 6.
+        let degree = least_common_multiple(plan.forward_degree, plan.backward_degree);
         let capacity = load.capacity.padded(layer.sharded_count, degree);
         let uneven = match plan.padding {
             Padding::Capacity => None,
