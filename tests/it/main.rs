@@ -1,1 +1,7 @@
 //! One integration binary: links once, tests the whole of moeplan.
+
+mod closed_form;
+mod determinism;
+mod golden;
+mod scale;
+mod tidy;
