@@ -1,1 +1,4 @@
 //! One integration binary: links once, tests the whole of moeplan.
+
+mod cli;
+mod hostile;
