@@ -6,6 +6,7 @@ use crate::settings::{
     BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, ReportSettings,
     RoutingSettings, StrategySettings,
 };
+use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
 use moeplan_sim::spec::Phase;
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Several strategies side by side, speed-up over the first
     Compare(CompareArgs),
+    /// Published and measured figures beside ours
+    Validate(ValidateArgs),
     /// Where the time of one step goes: critical path, straggler, limiting link
     Breakdown(BreakdownArgs),
     /// One collective alone: time, bandwidths, and the bound of the ports
@@ -113,6 +116,29 @@ pub struct CompareArgs {
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
+}
+
+/// `validate`.
+#[derive(Debug, Clone, Args)]
+pub struct ValidateArgs {
+    /// Hold the cost models against a measured table instead, row by row
+    #[arg(long, value_name = "FILE", requires = "kind")]
+    pub table: Option<PathBuf>,
+    /// What the table measures, and so its columns
+    #[arg(long, value_name = "KIND", requires = "table")]
+    pub kind: Option<TableKind>,
+    /// Also hold the models against the tables in DIR/calibration
+    #[arg(long, value_name = "DIR", conflicts_with = "table")]
+    pub data: Option<PathBuf>,
+    /// Write the report, as docs/VALIDATION.md
+    #[arg(long, value_name = "FILE", conflicts_with = "table")]
+    pub markdown: Option<PathBuf>,
+    /// Write the errors, for later runs to be held against
+    #[arg(long, value_name = "FILE", conflicts_with = "table")]
+    pub record: Option<PathBuf>,
+    /// Kind of cluster: a preset or a TOML file [default: nd-a100-v4-80gb]
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub cluster: Option<String>,
 }
 
 /// `breakdown`.

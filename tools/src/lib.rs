@@ -132,6 +132,11 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.ladder = args.ladder;
             job(Job::Compare, given, &mut session)?
         }
+        Some(Command::Validate(args)) => {
+            given.flags.cluster.preset = args.cluster.clone();
+            let cluster = resolve::cluster(&given)?;
+            command::validate::run(&args, cluster, &mut session)?
+        }
         Some(Command::Breakdown(args)) => {
             take(
                 &mut given,

@@ -119,9 +119,12 @@ pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
     }
     (0..timeline.rows())
         .map(|rank| {
-            let waits = collectives
-                .iter()
-                .map(|&op| timeline.span(rank, op).start.saturating_sub(ready(rank, op)));
+            let waits = collectives.iter().map(|&op| {
+                timeline
+                    .span(rank, op)
+                    .start
+                    .saturating_sub(ready(rank, op))
+            });
             waits.sum()
         })
         .collect()

@@ -4,3 +4,4 @@ pub mod breakdown;
 pub mod collective;
 pub mod compare;
 pub mod kernel;
+pub mod validate;

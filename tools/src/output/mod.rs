@@ -6,6 +6,7 @@ mod csv;
 mod json;
 pub mod numbers;
 pub mod table;
+pub mod validation;
 
 use crate::error::Error;
 use crate::session::Session;
@@ -102,7 +103,10 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
 }
 
 /// Puts `bytes` at `path` at once: readers see the old file or the new one, whole.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |source| Error::Write {
         path: path.display().to_string(),
         source,

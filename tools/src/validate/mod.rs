@@ -2,8 +2,8 @@
 
 pub mod lab;
 pub mod published;
-pub mod report;
 pub mod record;
+pub mod report;
 pub mod tables;
 
 use serde::Serialize;

@@ -46,7 +46,13 @@ pub fn table_id(kind: TableKind, class: &str) -> String {
 pub fn entries(outcomes: &[Outcome], tables: &[(TableKind, Vec<Accuracy>)]) -> Vec<Entry> {
     let published = outcomes.iter().filter_map(|outcome| {
         let error = outcome.relative_error?;
-        Some(Entry { id: outcome.id.clone(), rows: 1, error: error.abs(), p95: error.abs(), bias: error })
+        Some(Entry {
+            id: outcome.id.clone(),
+            rows: 1,
+            error: error.abs(),
+            p95: error.abs(),
+            bias: error,
+        })
     });
     let tables = tables.iter().flat_map(|(kind, classes)| {
         classes.iter().map(|class| Entry {
@@ -65,16 +71,25 @@ pub fn entries(outcomes: &[Outcome], tables: &[(TableKind, Vec<Accuracy>)]) -> V
 /// # Errors
 /// A record that was damaged by hand.
 pub fn recorded() -> Result<Vec<Entry>, csv::Error> {
-    csv::Reader::from_reader(RECORDED.as_bytes()).deserialize().collect()
+    csv::Reader::from_reader(RECORDED.as_bytes())
+        .deserialize()
+        .collect()
 }
 
 /// What is worse now than recorded. Entries that were not simulated this time are passed over.
 pub fn worse(now: &[Entry], recorded: &[Entry]) -> Vec<Worse> {
-    let recorded: BTreeMap<&str, f64> = recorded.iter().map(|entry| (entry.id.as_str(), entry.error)).collect();
+    let recorded: BTreeMap<&str, f64> = recorded
+        .iter()
+        .map(|entry| (entry.id.as_str(), entry.error))
+        .collect();
     now.iter()
         .filter_map(|entry| {
             let before = *recorded.get(entry.id.as_str())?;
-            (entry.error > before + TOLERANCE).then(|| Worse { id: entry.id.clone(), recorded: before, now: entry.error })
+            (entry.error > before + TOLERANCE).then(|| Worse {
+                id: entry.id.clone(),
+                recorded: before,
+                now: entry.error,
+            })
         })
         .collect()
 }
@@ -94,7 +109,9 @@ pub fn to_csv(entries: &[Entry]) -> Result<String, csv::Error> {
             ..entry.clone()
         })?;
     }
-    let bytes = writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))?;
+    let bytes = writer
+        .into_inner()
+        .map_err(|error| csv::Error::from(error.into_error()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -103,7 +120,13 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, error: f64) -> Entry {
-        Entry { id: id.into(), rows: 1, error, p95: error, bias: error }
+        Entry {
+            id: id.into(),
+            rows: 1,
+            error,
+            p95: error,
+            bias: error,
+        }
     }
 
     #[test]
@@ -118,7 +141,10 @@ mod tests {
     fn the_record_round_trips() {
         let entries = [entry("a", 0.05), entry("table/gemm/m > 128, b", 0.1)];
         let text = to_csv(&entries).unwrap();
-        let read: Vec<Entry> = csv::Reader::from_reader(text.as_bytes()).deserialize().collect::<Result<_, _>>().unwrap();
+        let read: Vec<Entry> = csv::Reader::from_reader(text.as_bytes())
+            .deserialize()
+            .collect::<Result<_, _>>()
+            .unwrap();
         assert_eq!(read, entries);
     }
 }

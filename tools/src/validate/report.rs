@@ -28,7 +28,10 @@ pub fn markdown(outcomes: &[Outcome], tables: &[Entry]) -> String {
     for outcome in outcomes {
         if outcome.source != source {
             source = &outcome.source;
-            let _ = write!(text, "\n### {source}\n\n| case | what | unit | published | ours | error | goal | status |\n|---|---|---|---:|---:|---:|---:|---|\n");
+            let _ = write!(
+                text,
+                "\n### {source}\n\n| case | what | unit | published | ours | error | goal | status |\n|---|---|---|---:|---:|---:|---:|---|\n"
+            );
         }
         row(&mut text, outcome);
     }
@@ -56,8 +59,14 @@ pub fn markdown(outcomes: &[Outcome], tables: &[Entry]) -> String {
 }
 
 fn summary(text: &mut String, outcomes: &[Outcome]) {
-    let of = |status: Status| outcomes.iter().filter(move |outcome| outcome.status == status);
-    let with_goal: Vec<&Outcome> = of(Status::Predicted).filter(|outcome| outcome.goal.is_some()).collect();
+    let of = |status: Status| {
+        outcomes
+            .iter()
+            .filter(move |outcome| outcome.status == status)
+    };
+    let with_goal: Vec<&Outcome> = of(Status::Predicted)
+        .filter(|outcome| outcome.goal.is_some())
+        .collect();
     let met = with_goal.iter().filter(|outcome| !outcome.misses()).count();
     let _ = write!(
         text,
@@ -74,10 +83,12 @@ fn row(text: &mut String, outcome: &Outcome) {
         100.0.. => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     };
-    let goal = outcome.goal.map_or(String::new(), |goal| match outcome.unit {
-        "%" => format!("{:.0} points", goal * 100.0),
-        _ => percent(goal, false),
-    });
+    let goal = outcome
+        .goal
+        .map_or(String::new(), |goal| match outcome.unit {
+            "%" => format!("{:.0} points", goal * 100.0),
+            _ => percent(goal, false),
+        });
     let mut status = outcome.status.name().to_string();
     if outcome.misses() {
         status.push_str(", **miss**");
@@ -93,7 +104,9 @@ fn row(text: &mut String, outcome: &Outcome) {
         outcome.unit,
         number(outcome.published),
         outcome.simulated.map_or("not simulated".into(), number),
-        outcome.relative_error.map_or(String::new(), |error| percent(error, true)),
+        outcome
+            .relative_error
+            .map_or(String::new(), |error| percent(error, true)),
         goal,
         status
     );
@@ -101,5 +114,9 @@ fn row(text: &mut String, outcome: &Outcome) {
 
 fn percent(value: f64, signed: bool) -> String {
     let value = value * 100.0;
-    if signed { format!("{value:+.1}%") } else { format!("{value:.1}%") }
+    if signed {
+        format!("{value:+.1}%")
+    } else {
+        format!("{value:.1}%")
+    }
 }

@@ -1,10 +1,10 @@
 //! Holds the cost models against a measured table, row by row.
 
-use anyhow::{Context, Result, anyhow};
+use crate::error::{Error, Place};
 use moeplan_sim::cost::gemm_table::read_gemm_rows;
 use moeplan_sim::cost::moe_table::read_moe_ffn_rows;
 use moeplan_sim::cost::nccl::{CollectiveKind, Nccl, port_bound};
-use moeplan_sim::cost::nccl_table::parse_nccl_table;
+use moeplan_sim::cost::nccl_table::{NcclMeasurement, parse_nccl_table};
 use moeplan_sim::hardware::Hardware;
 use moeplan_sim::units::{Bandwidth, Time};
 use serde::Serialize;
@@ -70,11 +70,20 @@ pub struct Accuracy {
 ///
 /// # Errors
 /// A table that is not in the layout of its kind, naming line and column.
-pub fn compare(table: impl Read, kind: TableKind, hardware: &Hardware) -> Result<Vec<Row>> {
+pub fn compare(
+    table: impl Read,
+    name: &str,
+    kind: TableKind,
+    hardware: &Hardware,
+) -> Result<Vec<Row>, Error> {
+    let bad = |message: String| Error::input(Place::file(name), message);
     match kind {
-        TableKind::Nccl => compare_nccl(table, hardware),
+        TableKind::Nccl => {
+            let rows = parse_nccl_table(table).map_err(|error| bad(error.to_string()))?;
+            compare_nccl(rows, hardware)
+        }
         TableKind::Gemm => {
-            let rows = read_gemm_rows(table).map_err(|error| anyhow!("{error}"))?;
+            let rows = read_gemm_rows(table).map_err(|error| bad(error.to_string()))?;
             let row = |(shape, measured): (moeplan_sim::cost::gemm::GemmShape, Time)| {
                 let class = match shape.m {
                     0..=16 => "m <= 16",
@@ -93,7 +102,7 @@ pub fn compare(table: impl Read, kind: TableKind, hardware: &Hardware) -> Result
             Ok(rows.into_iter().map(row).collect())
         }
         TableKind::MoeFfn => {
-            let rows = read_moe_ffn_rows(table).map_err(|error| anyhow!("{error}"))?;
+            let rows = read_moe_ffn_rows(table).map_err(|error| bad(error.to_string()))?;
             let row = |(shape, measured): (moeplan_sim::cost::moe_ffn::MoeFfnShape, Time)| {
                 let class = match shape.tokens {
                     0..=128 => "up to 128 tokens",
@@ -117,8 +126,10 @@ pub fn compare(table: impl Read, kind: TableKind, hardware: &Hardware) -> Result
     }
 }
 
-fn compare_nccl(table: impl Read, hardware: &Hardware) -> Result<Vec<Row>> {
-    let measurements = parse_nccl_table(table).map_err(|error| anyhow!("{error}"))?;
+fn compare_nccl(
+    measurements: Vec<NcclMeasurement>,
+    hardware: &Hardware,
+) -> Result<Vec<Row>, Error> {
     let mut models: BTreeMap<Option<String>, Nccl> = BTreeMap::new();
     let mut rows = Vec::new();
     for measurement in measurements {
@@ -132,8 +143,7 @@ fn compare_nccl(table: impl Read, hardware: &Hardware) -> Result<Vec<Row>> {
                 });
         let known = library.filter(|name| hardware.collectives.library.contains_key(name));
         if !models.contains_key(&known) {
-            let model = Nccl::new(hardware.collectives.clone(), known.as_deref())
-                .context("collectives of the cluster")?;
+            let model = Nccl::new(hardware.collectives.clone(), known.as_deref())?;
             models.insert(known.clone(), model);
         }
         let model = &models[&known];
