@@ -1,7 +1,9 @@
 //! One integration binary: links once, tests the whole of moeplan.
 
+mod cli;
 mod closed_form;
 mod determinism;
 mod golden;
+mod hostile;
 mod scale;
 mod tidy;

@@ -1,5 +1,9 @@
 //! Fixtures shared by the integration tests.
 
+mod program;
+
+pub use program::{Ran, moeplan, moeplan_args};
+
 use moeplan_sim::compile::{Load, Plan, Routing};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::hardware::{Hardware, PRESETS, builtin};

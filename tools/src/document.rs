@@ -48,8 +48,7 @@ impl Document {
         let deserializer = toml::Deserializer::parse(&self.text).map_err(syntax)?;
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let path = error.path().to_string();
-            let path = if path == "." { "" } else { &path };
-            self.mistake(path, error.inner().span(), error.inner().message())
+            self.mistake(&path, error.inner().span(), error.inner().message())
         })
     }
 
@@ -66,18 +65,20 @@ impl Document {
     /// Where `path` (`layer.top-k`, `strategy[1].policy`) is set, if it is.
     pub fn find(&self, path: &str) -> Option<Place> {
         let table = DeTable::parse(&self.text).ok()?;
-        let (span, whole) = locate(table.get_ref(), path, table.span());
-        whole.then(|| self.place(path, Some(span)))
+        match locate(table.get_ref(), path, None) {
+            (Some(span), true) => Some(self.place(path, Some(span))),
+            (Some(_) | None, _) => None,
+        }
     }
 
     /// The error `message` on `path`.
     pub fn mistake(&self, path: &str, span: Option<Range<usize>>, message: &str) -> Error {
+        // What serde_path_to_error calls the whole document.
+        let path = if path == "." { "" } else { path };
         let found = DeTable::parse(&self.text)
             .ok()
             .filter(|_| !path.is_empty())
-            .map(|table| locate(table.get_ref(), path, table.span()))
-            .map(|(span, _)| span)
-            .filter(|span| span.start > 0);
+            .and_then(|table| locate(table.get_ref(), path, None).0);
         Error::input(self.place(path, span.or(found)), message)
     }
 
@@ -94,28 +95,27 @@ impl Document {
     }
 }
 
-/// The span of `path` below `table`, or of the longest part of it that is there, and whether all of
-/// it is. Keys may hold dots (`library."nccl-2.10.3"`), so keys are tried, not split.
-fn locate(table: &DeTable<'_>, path: &str, above: Range<usize>) -> (Range<usize>, bool) {
+/// Where something was found.
+type Found = Option<Range<usize>>;
+
+/// The span of `path` below `table`, or of the longest part of it that is there, if any, and whether
+/// all of it is. Keys may hold dots (`library."nccl-2.10.3"`), so keys are tried, not split.
+fn locate(table: &DeTable<'_>, path: &str, above: Found) -> (Found, bool) {
     for (key, value) in table {
         let Some(rest) = path.strip_prefix(key.get_ref().as_ref()) else {
             continue;
         };
         if rest.is_empty() {
-            return (key.span(), true);
+            return (Some(key.span()), true);
         }
         if rest.starts_with(['.', '[']) {
-            return locate_in(value, rest, key.span());
+            return locate_in(value, rest, Some(key.span()));
         }
     }
     (above, false)
 }
 
-fn locate_in(
-    value: &Spanned<DeValue<'_>>,
-    rest: &str,
-    above: Range<usize>,
-) -> (Range<usize>, bool) {
+fn locate_in(value: &Spanned<DeValue<'_>>, rest: &str, above: Found) -> (Found, bool) {
     if rest.is_empty() {
         return (above, true);
     }
@@ -129,7 +129,7 @@ fn locate_in(
             let item = index
                 .and_then(|(index, rest)| Some((items.get(index.parse::<usize>().ok()?)?, rest)));
             match item {
-                Some((item, rest)) => locate_in(item, rest, item.span()),
+                Some((item, rest)) => locate_in(item, rest, Some(item.span())),
                 None => (above, false),
             }
         }

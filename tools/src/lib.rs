@@ -145,6 +145,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             );
             given.flags.breakdown = args.breakdown;
             let resolved = resolve(&given, &Job::Simulate.strategies())?;
+            one_strategy(&given, &resolved)?;
             show(&resolved, &mut session)?;
             command::breakdown::run(&given, &resolved, &mut session)?
         }
@@ -187,14 +188,36 @@ fn take(given: &mut Given, scenario: ScenarioArgs, strategies: Vec<String>) {
 fn job(job: Job, mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
     job.defaults(&mut given.file);
     let resolved = resolve(&given, &job.strategies())?;
+    if job == Job::Simulate {
+        one_strategy(&given, &resolved)?;
+    }
     show(&resolved, session)?;
     command::compare::run(job, &resolved, session)
+}
+
+/// Fails where a study file lists several strategies for a command that runs one.
+fn one_strategy(given: &Given, resolved: &Resolved) -> Result<(), Error> {
+    match resolved.strategies.len() {
+        1 => Ok(()),
+        several => {
+            let message = format!(
+                "expected one strategy, found {several}: choose one with --strategy, or use \
+                 `moeplan compare`"
+            );
+            Err(Error::input(
+                given.place(&["strategy[1]"], None, "name"),
+                message,
+            ))
+        }
+    }
 }
 
 /// Prints the settings in force, where asked for.
 fn show(resolved: &Resolved, session: &mut Session<'_>) -> Result<(), Error> {
     if session.output.verbose {
+        // TOML has no numbers from 2^63 on; such a seed is shown as JSON.
         let text = toml::to_string(&resolved.study)
+            .or_else(|_| serde_json::to_string_pretty(&resolved.study))
             .map_err(|error| Error::Unexpected(format!("settings: {error}")))?;
         session.note(&text);
     }

@@ -121,7 +121,7 @@ impl Given {
     /// Where `field` was set: its flag, or its line in one of `tables` of the study file or in the
     /// layer file.
     pub fn place(&self, tables: &[&str], layer: Option<&Document>, field: &str) -> Place {
-        if self.flagged(field) {
+        if self.flagged(tables, field) {
             return Place::flag(format!("--{field}"));
         }
         let in_study = self.document.as_ref().and_then(|document| {
@@ -136,21 +136,18 @@ impl Given {
         })
     }
 
-    /// Whether a flag set this field.
-    fn flagged(&self, field: &str) -> bool {
-        let has = |value: toml::Value| match value {
-            toml::Value::Table(table) => {
-                table.contains_key(field)
-                    || table.values().any(|value| {
-                        value
-                            .as_table()
-                            .is_some_and(|table| table.contains_key(field))
-                    })
-            }
-            _ => false,
-        };
-        toml::Value::try_from(&self.flags).is_ok_and(has)
-            || toml::Value::try_from(&self.refine).is_ok_and(has)
+    /// Whether a flag set this field of one of `tables`.
+    fn flagged(&self, tables: &[&str], field: &str) -> bool {
+        // Not as TOML, whose numbers end at 2^63.
+        let flags = serde_json::to_value(&self.flags).unwrap_or_default();
+        let refine = serde_json::to_value(&self.refine).unwrap_or_default();
+        tables.iter().any(|table| {
+            let set = match table.starts_with("strategy[") {
+                true => refine.get(field),
+                false => flags.get(table).and_then(|table| table.get(field)),
+            };
+            set.is_some()
+        })
     }
 }
 
@@ -181,18 +178,13 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     }
     let seed = given.seed();
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
-    let mut routing = file.routing.clone();
-    if flags.routing.trace.is_some() || flags.routing.routing.is_some() {
-        routing = crate::settings::RoutingSettings {
-            steps: routing.steps,
-            ..flags.routing.clone()
-        };
-    } else if let Some(trace) = &routing.trace
+    let mut file_routing = file.routing.clone();
+    if let Some(trace) = &file_routing.trace
         && !moeplan_traces::SHIPPED.contains(&trace.as_str())
     {
-        routing.trace = Some(given.beside(Path::new(trace)).display().to_string());
+        file_routing.trace = Some(given.beside(Path::new(trace)).display().to_string());
     }
-    routing.steps = flags.routing.steps.or(routing.steps);
+    let routing = flags.routing.over(&file_routing);
     let place = |field: &str| given.place(&["routing"], None, field);
     let routing = RoutingSource::new(&routing, &layer, seed, &place)?;
     let mut study = Study {
@@ -265,7 +257,7 @@ pub fn cluster(given: &Given) -> Result<(String, Hardware), Error> {
             .map_err(|error| Error::Unexpected(format!("built-in preset {name}: {error}")))?;
         return Ok((name, hardware));
     }
-    if !looks_like_a_file(&path) {
+    if !looks_like_a_file(&name, &path) {
         let known: Vec<&str> = hardware::PRESETS.iter().map(|(name, _)| *name).collect();
         let message = format!("expected {} or a file, found `{name}`", known.join(", "));
         return Err(Error::input(place, message));
@@ -275,8 +267,9 @@ pub fn cluster(given: &Given) -> Result<(String, Hardware), Error> {
 }
 
 /// Whether a name that is no preset is meant as a file: it is there, or is written like one.
-fn looks_like_a_file(path: &Path) -> bool {
-    path.exists() || path.extension().is_some() || path.components().count() > 1
+fn looks_like_a_file(name: &str, path: &Path) -> bool {
+    let written = Path::new(name);
+    path.is_file() || written.extension().is_some() || written.components().count() > 1
 }
 
 /// m: as set, or as the cluster has it, or all GPUs where they do not fill a node.
@@ -334,7 +327,7 @@ fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> 
     let preset = presets.iter().find(|preset| preset.name == name);
     let (document, mut spec) = match preset {
         Some(preset) => (None, preset.layer.clone()),
-        None if looks_like_a_file(&path) => {
+        None if looks_like_a_file(&name, &path) => {
             let document = Document::read(&path)?;
             let settings: LayerSettings = document.parse()?;
             let place = |field: &str| document.find(field).unwrap_or_default();
@@ -425,7 +418,7 @@ fn strategies(given: &Given, defaults: &[Planned]) -> Result<Vec<Planned>, Error
                 cover_routing: false,
             });
         }
-        if !looks_like_a_file(path) {
+        if !looks_like_a_file(name, path) {
             let message = format!("expected fairseq, tutel or a file, found `{name}`");
             return Err(Error::input(place, message));
         }

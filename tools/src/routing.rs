@@ -56,6 +56,19 @@ impl RoutingSource {
             let message = "expected either `trace` or `routing`, found both";
             return Err(Error::input(place("routing"), message));
         }
+        let of_traces = [
+            ("trace-layer", settings.trace_layer.is_some()),
+            ("trace-ranks", settings.trace_ranks.is_some()),
+            ("trace-tokens", settings.trace_tokens.is_some()),
+            ("trace-experts", settings.trace_experts.is_some()),
+            ("trace-top-k", settings.trace_top_k.is_some()),
+        ];
+        if let Some((field, _)) = of_traces.iter().find(|(_, set)| *set)
+            && settings.trace.is_none()
+        {
+            let message = "expected a trace to go with it, found none";
+            return Err(Error::input(place(field), message));
+        }
         let default = if settings.trace.is_some() {
             TRACE_STEPS
         } else {

@@ -1,6 +1,6 @@
 //! What a command may use of the world outside: streams, threads, the clock, interruption.
 
-use crate::error::Error;
+use crate::error::{Error, Place};
 use crate::settings::OutputSettings;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -35,6 +35,13 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Threads that cannot be had.
     pub fn new(streams: Streams<'a>, output: OutputSettings) -> Result<Session<'a>, Error> {
+        if let Some(threads) = output
+            .threads
+            .filter(|threads| !(1..=1024).contains(threads))
+        {
+            let message = format!("expected 1 to 1024, found {threads}");
+            return Err(Error::input(Place::flag("--threads"), message));
+        }
         let threads = output.threads.map(|threads| {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)

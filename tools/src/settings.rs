@@ -60,7 +60,7 @@ pub struct Study {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct ClusterSettings {
     /// Kind of cluster: nd-a100-v4-80gb, nd-a100-v4-40gb, dgx-a100, or a TOML file
-    #[arg(long = "cluster", value_name = "PRESET|FILE")]
+    #[arg(id = "cluster-preset", long = "cluster", value_name = "PRESET|FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// The same as `preset`, for a file; relative to the study file.
@@ -82,7 +82,7 @@ pub struct ClusterSettings {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct LayerSettings {
     /// Layer to start from: paper, table2, swinv2-moe-b, or a TOML file [default: paper]
-    #[arg(long = "layer", value_name = "PRESET|FILE")]
+    #[arg(id = "layer-preset", long = "layer", value_name = "PRESET|FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// The same as `preset`, for a file; relative to the study file.
@@ -227,28 +227,23 @@ pub struct RoutingSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
     /// Recorded MoE layer to replay [default: the first]
-    #[arg(
-        long,
-        value_name = "I",
-        requires = "trace",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "I", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_layer: Option<u32>,
     /// Traces of token ids: ranks the tokens are spread over
-    #[arg(long, value_name = "N", requires = "trace", hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_ranks: Option<usize>,
     /// Traces of token ids: tokens of a rank in one step
-    #[arg(long, value_name = "N", requires = "trace", hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_tokens: Option<u32>,
     /// Traces that do not say: number of experts
-    #[arg(long, value_name = "N", requires = "trace", hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_experts: Option<usize>,
     /// Traces that do not say: experts per token
-    #[arg(long, value_name = "N", requires = "trace", hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_top_k: Option<u32>,
     /// Made-up routing: balanced, uniform, zipf:S, dirichlet:A or hot:P, then ,drift=D [default: balanced]
@@ -454,6 +449,27 @@ pub struct ReportSettings {
     pub timings: bool,
 }
 
+impl RoutingSettings {
+    /// These settings, and those of `file` where these say nothing. Naming another source of
+    /// routing drops what the file said about its own.
+    #[must_use]
+    pub fn over(&self, file: &RoutingSettings) -> RoutingSettings {
+        let named = self.trace.is_some() || self.routing.is_some();
+        let none = RoutingSettings::default();
+        let file_source = if named { &none } else { file };
+        RoutingSettings {
+            trace: self.trace.clone().or_else(|| file_source.trace.clone()),
+            trace_layer: self.trace_layer.or(file_source.trace_layer),
+            trace_ranks: self.trace_ranks.or(file_source.trace_ranks),
+            trace_tokens: self.trace_tokens.or(file_source.trace_tokens),
+            trace_experts: self.trace_experts.or(file_source.trace_experts),
+            trace_top_k: self.trace_top_k.or(file_source.trace_top_k),
+            routing: self.routing.clone().or_else(|| file_source.routing.clone()),
+            steps: self.steps.or(file.steps),
+        }
+    }
+}
+
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -477,6 +493,7 @@ pub struct OutputSettings {
     pub format: Option<Format>,
     /// Write to this file, whole or not at all
     #[arg(
+        id = "output-file",
         long = "output",
         global = true,
         value_name = "FILE",

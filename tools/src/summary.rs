@@ -136,7 +136,11 @@ impl RunSummary {
                 .filter_map(|d| of(&d.step).map(|found| found.provenance))
                 .max();
             stages_ns.push((stage.name(), busy));
-            let Some(trust) = trust else { continue };
+            let Some(trust) = trust else {
+                // r = 0 has no dispatch; readers still find the key.
+                provenance.push((stage.name(), "not-used".into()));
+                continue;
+            };
             provenance.push((stage.name(), trust.to_string()));
             worst = worst.worse(trust);
             if matches!(stage, Stage::Dispatch | Stage::Combine) {

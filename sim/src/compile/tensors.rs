@@ -70,14 +70,12 @@ impl Shapes {
     /// is equal for every r (Section 11 of the spec sheet). r = 0: all E experts over own tokens.
     pub(super) fn expert_rows(&self, chunk: u64, degree: u64) -> ExpertRows {
         if let Some(uneven) = &self.uneven {
-            let cut = |rows: &Vec<u64>| {
-                rows.iter()
-                    .map(|&rows| share_of_chunk(rows, chunk, degree))
-                    .collect()
+            return ExpertRows::Grouped {
+                rows: uneven.expert_rows.clone(),
+                experts: uneven.experts,
+                chunk: chunk as u32,
+                chunks: degree as u32,
             };
-            return ExpertRows::Grouped(PerRank::Each(
-                uneven.expert_rows.iter().map(cut).collect(),
-            ));
         }
         if self.adaptive_r == 0 {
             let experts = self.local_experts * self.world.0 as u64 / self.sharded_count;
@@ -104,13 +102,12 @@ impl Shapes {
 
     /// Rows over all experts of a GPU in one chunk.
     pub(super) fn received_rows(&self, chunk: u64, degree: u64) -> PerRank<u64> {
-        match self.expert_rows(chunk, degree) {
-            ExpertRows::Padded {
-                experts,
-                blocks,
-                rows,
-            } => PerRank::Same(experts * blocks * rows),
-            ExpertRows::Grouped(rows) => rows.map(|rows| rows.iter().sum()),
+        let rows = self.expert_rows(chunk, degree);
+        match rows {
+            ExpertRows::Padded { .. } => PerRank::Same(rows.total(0)),
+            ExpertRows::Grouped { .. } => {
+                PerRank::Each((0..self.world.0).map(|rank| rows.total(rank)).collect())
+            }
         }
     }
 

@@ -12,8 +12,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Payload of a 128-byte line under the LL128 protocol.
 const LL128_PAYLOAD: f64 = 120.0 / 128.0;
-/// A rate so high that what it carries takes no time.
-const FREE: f64 = 1e21;
 /// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
 const KEPT_MATRICES: usize = 16;
 
@@ -274,33 +272,27 @@ impl Exchanges {
             Bandwidth::from_bytes_per_second(rows_per_second)
                 .expect("both rates are positive constants")
         };
-        let traffic = network_traffic(exchange, scope, rows);
-        let drain = |nvlink: f64, nic: f64| {
+        let drain = |traffic: &network::traffic::Traffic| {
             let fabric = self
-                .fabric(exchange, rate(nvlink), rate(nic))
+                .fabric(exchange, rate(1e6), rate(1e6))
                 .expect("the compiler checked the world's shape");
-            let drained = network::drain(&fabric, &traffic)
-                .expect("the matrix has one entry a pair of ranks");
+            let drained =
+                network::drain(&fabric, traffic).expect("the matrix has one entry a pair of ranks");
             let name = drained
                 .bottleneck
                 .map(|link| fabric.name(link).to_string())
                 .unwrap_or_default();
+            // At one row a microsecond, so that picoseconds resolve a millionth of a row.
             let seconds: Vec<f64> = drained
                 .finish
                 .iter()
-                .map(|time| time.as_secs_f64())
+                .map(|time| time.as_secs_f64() * 1e6)
                 .collect();
             (seconds, (drained.bottleneck_bytes, name))
         };
-        // At one row a microsecond, so that picoseconds resolve a millionth of a row.
-        let per_row = |(seconds, busiest): (Vec<f64>, (u64, String))| {
-            (
-                seconds.into_iter().map(|s| s * 1e6).collect::<Vec<f64>>(),
-                busiest,
-            )
-        };
-        let (remote_seconds, remote) = per_row(drain(FREE, 1e6));
-        let (local_seconds, local) = per_row(drain(1e6, FREE));
+        let (local_traffic, remote_traffic) = split(exchange, scope, rows);
+        let (local_seconds, local) = drain(&local_traffic);
+        let (remote_seconds, remote) = drain(&remote_traffic);
         let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
         for source in 0..world {
             let mut beyond = 0;
@@ -350,27 +342,52 @@ fn network_scope(scope: Scope, exchange: &Exchange<'_>) -> Option<network::traff
     }
 }
 
-/// The matrix of rows as the network takes it: only the peers of the scope.
-fn network_traffic(
+/// The rows that stay within nodes, and those that leave them, as the network takes them.
+fn split(
     exchange: &Exchange<'_>,
     scope: Scope,
     rows: &[u32],
-) -> network::traffic::Traffic {
+) -> (network::traffic::Traffic, network::traffic::Traffic) {
+    use network::traffic::{Scope as Peers, Traffic};
     let (world, node) = (exchange.world_size, exchange.gpus_per_node);
-    let scope = network_scope(scope, exchange).unwrap_or(network::traffic::Scope::World);
-    let bytes = match scope {
-        network::traffic::Scope::World => rows.iter().map(|&rows| u64::from(rows)).collect(),
-        network::traffic::Scope::Node => (0..world)
-            .flat_map(|rank| {
-                (0..node).map(move |k| u64::from(rows[rank * world + rank / node * node + k]))
-            })
-            .collect(),
-        network::traffic::Scope::Rail => (0..world)
-            .flat_map(|rank| {
-                (0..world / node)
-                    .map(move |k| u64::from(rows[rank * world + k * node + rank % node]))
-            })
-            .collect(),
+    let local = (0..world).flat_map(|rank| {
+        let first = rank / node * node;
+        rows[rank * world + first..rank * world + first + node]
+            .iter()
+            .map(|&rows| u64::from(rows))
+    });
+    let local = Traffic::Matrix {
+        scope: Peers::Node,
+        bytes: local.collect(),
     };
-    network::traffic::Traffic::Matrix { scope, bytes }
+    let remote = match network_scope(scope, exchange) {
+        Some(Peers::Rail) => {
+            let column =
+                |rank: usize| (0..world / node).map(move |k| rank * world + k * node + rank % node);
+            let bytes = (0..world)
+                .flat_map(column)
+                .map(|index| u64::from(rows[index]))
+                .collect();
+            Traffic::Matrix {
+                scope: Peers::Rail,
+                bytes,
+            }
+        }
+        Some(Peers::Node) => Traffic::Matrix {
+            scope: Peers::Node,
+            bytes: vec![0; world * node],
+        },
+        Some(Peers::World) | None => {
+            let mut bytes: Vec<u64> = rows.iter().map(|&rows| u64::from(rows)).collect();
+            for rank in 0..world {
+                let first = rank / node * node;
+                bytes[rank * world + first..rank * world + first + node].fill(0);
+            }
+            Traffic::Matrix {
+                scope: Peers::World,
+                bytes,
+            }
+        }
+    };
+    (local, remote)
 }

@@ -222,11 +222,12 @@ fn place(given: &Given, field: &str) -> Place {
 /// Flags over the study file, for the settings this kernel has. A flag that it does not have is an
 /// error: nothing is ignored in silence.
 fn resolve(kernel: Kernel, given: &Given) -> Result<KernelSettings, Error> {
-    let as_table = |settings: &KernelSettings| {
-        toml::Table::try_from(settings).map_err(|error| Error::Unexpected(error.to_string()))
+    let as_table = |settings: &KernelSettings| match super::compare::to_json(settings)? {
+        Value::Object(table) => Ok(table),
+        other => Err(Error::Unexpected(format!("settings of a kernel: {other}"))),
     };
     let flags = as_table(&given.flags.kernel)?;
-    let mut merged = toml::Table::new();
+    let mut merged = Map::new();
     for (field, value) in as_table(&given.file.kernel)?
         .into_iter()
         .chain(flags.clone())
@@ -254,9 +255,8 @@ fn resolve(kernel: Kernel, given: &Given) -> Result<KernelSettings, Error> {
             return Err(Error::input(Place::flag(format!("--{field}")), message));
         }
     }
-    let mut settings: KernelSettings = merged
-        .try_into()
-        .map_err(|error: toml::de::Error| Error::Unexpected(error.to_string()))?;
+    let mut settings: KernelSettings = serde_json::from_value(Value::Object(merged))
+        .map_err(|error| Error::Unexpected(error.to_string()))?;
     match kernel {
         Kernel::Gemm | Kernel::BatchedGemm => {
             settings.dtype.get_or_insert(DType::Bf16);
