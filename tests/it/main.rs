@@ -3,5 +3,6 @@
 mod closed_form;
 mod determinism;
 mod golden;
+mod properties;
 mod scale;
 mod tidy;
