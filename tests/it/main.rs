@@ -5,5 +5,6 @@ mod closed_form;
 mod determinism;
 mod golden;
 mod hostile;
+mod properties;
 mod scale;
 mod tidy;
