@@ -77,8 +77,8 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
         layer,
         gpus_per_node,
         plan,
-        load,
         phase,
+        ..
     } = source;
     let mut builder = ProgramBuilder::new(
         layer.world_size as usize,
