@@ -31,16 +31,39 @@ pub(super) struct Exchanges {
 /// share no link, so a rank is done at the later of the two, each scaled by its own rate.
 #[derive(Debug)]
 struct Unit {
-    local_seconds: Vec<f64>,
-    remote_seconds: Vec<f64>,
-    /// Rows through the busiest port, NVLink and NIC.
-    port_rows: [u64; 2],
-    /// What limits, NVLink port and NIC or leaf, by name.
-    limits: [String; 2],
+    local: Part,
+    remote: Part,
     /// Mean rows of a message that is not empty.
     mean_rows: f64,
     /// Peers of the rank that has most of them on other nodes.
     remote_peers: usize,
+}
+
+/// The local or the remote flows of a matrix.
+#[derive(Debug)]
+struct Part {
+    /// By rank.
+    seconds: Vec<f64>,
+    /// Rows through the busiest NVLink port or NIC.
+    port_rows: u64,
+    /// What limits, by name: a port, a NIC or a leaf.
+    limit: String,
+}
+
+impl Part {
+    /// No flows.
+    fn none(world_size: usize) -> Part {
+        Part {
+            seconds: vec![0.0; world_size],
+            port_rows: 0,
+            limit: String::new(),
+        }
+    }
+
+    /// The last rank.
+    fn latest(&self) -> f64 {
+        self.seconds.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 /// Peers of a rank in its group: those on its node, and those beyond it.
@@ -157,25 +180,24 @@ impl Exchanges {
         let [nvlink, nic] =
             [rates.nvlink, rates.nic].map(|rate| row_bytes / rate.bytes_per_second());
         let rank_time = |rank: usize| {
-            let slower = (unit.local_seconds[rank] * nvlink).max(unit.remote_seconds[rank] * nic);
+            let slower = (unit.local.seconds[rank] * nvlink).max(unit.remote.seconds[rank] * nic);
             rates.latency + Time::from_secs_f64(slower)
         };
         let bound = |rows: u64, gb_per_s: f64| {
             Time::from_secs_f64(rows as f64 * row_bytes / (gb_per_s * 1e9))
         };
-        let latest = |seconds: &[f64]| seconds.iter().copied().fold(0.0, f64::max);
-        let beyond = latest(&unit.remote_seconds) * nic;
-        let nic_bound = beyond > 0.0 && beyond >= latest(&unit.local_seconds) * nvlink;
+        let beyond = unit.remote.latest() * nic;
+        let nic_bound = beyond > 0.0 && beyond >= unit.local.latest() * nvlink;
+        let slower = if nic_bound { &unit.remote } else { &unit.local };
         let ports = self.nccl.params();
-        let [local_rows, remote_rows] = unit.port_rows;
         ExchangePrice {
             alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
             host: self.host(exchange, local + unit.remote_peers),
             provenance: rates.provenance,
             wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
-            bottleneck: unit.limits[usize::from(nic_bound)].clone(),
-            port_bound: bound(local_rows, ports.intra.port_gb_per_s)
-                .max(bound(remote_rows, ports.nic.wire_gb_per_s)),
+            bottleneck: slower.limit.clone(),
+            port_bound: bound(unit.local.port_rows, ports.intra.port_gb_per_s)
+                .max(bound(unit.remote.port_rows, ports.nic.wire_gb_per_s)),
         }
     }
 
@@ -268,47 +290,55 @@ impl Exchanges {
         }
     }
 
+    /// Local and remote flows share no link: each part is drained alone, the other left out.
     fn drain_unit(&self, exchange: &Exchange<'_>, scope: Scope, rows: &[u32]) -> Unit {
+        use crate::network::traffic::Scope as Peers;
         let (world, node) = (exchange.world_size, exchange.gpus_per_node);
         let rate = |rows_per_second| {
             Bandwidth::from_bytes_per_second(rows_per_second)
                 .expect("both rates are positive constants")
         };
-        let traffic = network_traffic(exchange, scope, rows);
-        let drain = |nvlink: f64, nic: f64| {
+        // At one row a microsecond, so that picoseconds resolve a millionth of a row.
+        let drain = |peers: Peers, nvlink: f64, nic: f64, ports: [LinkClass; 2]| {
             let fabric = self
                 .fabric(exchange, rate(nvlink), rate(nic))
                 .expect("the compiler checked the world's shape");
+            let traffic = network_traffic(exchange, peers, rows);
             let drained = network::drain(&fabric, &traffic)
                 .expect("the matrix has one entry a pair of ranks");
-            let port_rows = |ports: [LinkClass; 2]| {
-                let loads = drained.loads.iter();
-                let of_ports = loads.filter(|load| ports.contains(&load.busiest.class));
-                of_ports.map(|load| load.busiest_bytes).max().unwrap_or(0)
-            };
-            let rows = [
-                port_rows([LinkClass::NvlinkOut, LinkClass::NvlinkIn]),
-                port_rows([LinkClass::NicOut, LinkClass::NicIn]),
-            ];
+            let loads = drained.loads.iter();
+            let of_ports = loads.filter(|load| ports.contains(&load.busiest.class));
+            let port_rows = of_ports.map(|load| load.busiest_bytes).max().unwrap_or(0);
             let name = drained
                 .bottleneck
                 .map(|link| fabric.name(link).to_string())
                 .unwrap_or_default();
-            // At one row a microsecond, so that picoseconds resolve a millionth of a row.
             let seconds = drained.finish.iter().map(|time| time.as_secs_f64() * 1e6);
-            (seconds.collect::<Vec<f64>>(), rows, name)
-        };
-        let (mut remote_seconds, port_rows, remote) = drain(FREE, 1e6);
-        let (mut local_seconds, _, local) = drain(1e6, FREE);
-        // What is free takes next to no time, but some; on one node nothing is remote at all.
-        for (rows, seconds) in port_rows
-            .iter()
-            .zip([&mut local_seconds, &mut remote_seconds])
-        {
-            if *rows == 0 {
-                seconds.fill(0.0);
+            match port_rows {
+                // What is free takes next to no time, but some.
+                0 => Part::none(world),
+                _ => Part {
+                    seconds: seconds.collect(),
+                    port_rows,
+                    limit: name,
+                },
             }
-        }
+        };
+        let peers = network_scope(scope, exchange).unwrap_or(Peers::World);
+        let local = match peers {
+            Peers::Rail => Part::none(world),
+            Peers::World | Peers::Node => {
+                let ports = [LinkClass::NvlinkOut, LinkClass::NvlinkIn];
+                drain(Peers::Node, 1e6, FREE, ports)
+            }
+        };
+        let remote = match peers {
+            Peers::Node => Part::none(world),
+            Peers::World | Peers::Rail => {
+                let ports = [LinkClass::NicOut, LinkClass::NicIn];
+                drain(peers, FREE, 1e6, ports)
+            }
+        };
         let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
         for source in 0..world {
             let mut beyond = 0;
@@ -325,10 +355,8 @@ impl Exchanges {
             remote_peers = remote_peers.max(beyond);
         }
         Unit {
-            local_seconds,
-            remote_seconds,
-            port_rows,
-            limits: [local, remote],
+            local,
+            remote,
             mean_rows: total as f64 / messages.max(1) as f64,
             remote_peers,
         }
@@ -362,11 +390,10 @@ fn network_scope(scope: Scope, exchange: &Exchange<'_>) -> Option<network::traff
 /// The matrix of rows as the network takes it: only the peers of the scope.
 fn network_traffic(
     exchange: &Exchange<'_>,
-    scope: Scope,
+    scope: network::traffic::Scope,
     rows: &[u32],
 ) -> network::traffic::Traffic {
     let (world, node) = (exchange.world_size, exchange.gpus_per_node);
-    let scope = network_scope(scope, exchange).unwrap_or(network::traffic::Scope::World);
     let bytes = match scope {
         network::traffic::Scope::World => rows.iter().map(|&rows| u64::from(rows)).collect(),
         network::traffic::Scope::Node => (0..world)

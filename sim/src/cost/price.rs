@@ -1,26 +1,34 @@
 //! Prices every operation of a program.
 
+use super::gemm::GemmShape;
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
 use crate::ir::{Elementwise, ExpertRows, Op, OpKind, PerRank, Program, TrafficId, Work};
 use crate::units::Time;
+use std::collections::BTreeMap;
 
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
     let mut exchanges: Vec<Option<ExchangePrice>> = vec![None; program.traffic.len()];
+    let mut products = Products::new();
     program
         .ops
         .iter()
-        .map(|op| price_op(program, op, model, &mut exchanges))
+        .map(|op| price_op(program, op, model, &mut exchanges, &mut products))
         .collect()
 }
+
+/// Products priced before: chunks of uneven loads differ by a row at most, so most shapes of a
+/// dropless program come again and again.
+type Products = BTreeMap<GemmShape, Estimate>;
 
 fn price_op(
     program: &Program,
     op: &Op,
     model: &dyn CostModel,
     exchanges: &mut [Option<ExchangePrice>],
+    products: &mut Products,
 ) -> PricedOp {
     let collective = |estimate: Estimate| PricedOp {
         alone: PerRank::Same(estimate.time),
@@ -69,19 +77,20 @@ fn price_op(
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. } => kernels(program, op, model),
+        | OpKind::Elementwise { .. } => kernels(program, op, model, products),
     }
 }
 
 /// Operations made of kernels: their times one after the other, on every rank that differs.
-fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
-    let on_rank = |rank: usize| {
+fn kernels(program: &Program, op: &Op, model: &dyn CostModel, products: &mut Products) -> PricedOp {
+    let mut kernel = |work: &Work| match work {
+        Work::Gemm(shape) => *products.entry(*shape).or_insert_with(|| model.kernel(work)),
+        Work::Memory { .. } => model.kernel(work),
+    };
+    let mut on_rank = |rank: usize| {
         let work = op.kind.work(op.pass, rank, program.dtype);
         let start = Estimate::new(Time::ZERO, Provenance::Measured);
-        let total = work
-            .iter()
-            .map(|work| model.kernel(work))
-            .fold(start, Estimate::then);
+        let total = work.iter().map(&mut kernel).fold(start, Estimate::then);
         (total, model.host_launch().times(work.len() as u64))
     };
     let resource = match &op.kind {
