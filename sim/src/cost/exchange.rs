@@ -29,39 +29,16 @@ pub(super) struct Exchanges {
 /// share no link, so a rank is done at the later of the two, each scaled by its own rate.
 #[derive(Debug)]
 struct Unit {
-    local: Part,
-    remote: Part,
+    local_seconds: Vec<f64>,
+    remote_seconds: Vec<f64>,
+    /// Rows through the busiest port, NVLink and NIC.
+    port_rows: [u64; 2],
+    /// What limits, NVLink port and NIC or leaf, by name.
+    limits: [String; 2],
     /// Mean rows of a message that is not empty.
     mean_rows: f64,
     /// Peers of the rank that has most of them on other nodes.
     remote_peers: usize,
-}
-
-/// The local or the remote flows of a matrix.
-#[derive(Debug)]
-struct Part {
-    /// By rank.
-    seconds: Vec<f64>,
-    /// Rows through the busiest NVLink port or NIC.
-    port_rows: u64,
-    /// What limits, by name: a port, a NIC or a leaf.
-    limit: String,
-}
-
-impl Part {
-    /// No flows.
-    fn none(world_size: usize) -> Part {
-        Part {
-            seconds: vec![0.0; world_size],
-            port_rows: 0,
-            limit: String::new(),
-        }
-    }
-
-    /// The last rank.
-    fn latest(&self) -> f64 {
-        self.seconds.iter().copied().fold(0.0, f64::max)
-    }
 }
 
 /// Peers of a rank in its group: those on its node, and those beyond it.
@@ -178,24 +155,25 @@ impl Exchanges {
         let [nvlink, nic] =
             [rates.nvlink, rates.nic].map(|rate| row_bytes / rate.bytes_per_second());
         let rank_time = |rank: usize| {
-            let slower = (unit.local.seconds[rank] * nvlink).max(unit.remote.seconds[rank] * nic);
+            let slower = (unit.local_seconds[rank] * nvlink).max(unit.remote_seconds[rank] * nic);
             rates.latency + Time::from_secs_f64(slower)
         };
         let bound = |rows: u64, gb_per_s: f64| {
             Time::from_secs_f64(rows as f64 * row_bytes / (gb_per_s * 1e9))
         };
-        let beyond = unit.remote.latest() * nic;
-        let nic_bound = beyond > 0.0 && beyond >= unit.local.latest() * nvlink;
-        let slower = if nic_bound { &unit.remote } else { &unit.local };
+        let latest = |seconds: &[f64]| seconds.iter().copied().fold(0.0, f64::max);
+        let beyond = latest(&unit.remote_seconds) * nic;
+        let nic_bound = beyond > 0.0 && beyond >= latest(&unit.local_seconds) * nvlink;
         let ports = self.nccl.params();
+        let [local_rows, remote_rows] = unit.port_rows;
         ExchangePrice {
             alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
             host: self.host(exchange, local + unit.remote_peers),
             provenance: rates.provenance,
             wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
-            bottleneck: slower.limit.clone(),
-            port_bound: bound(unit.local.port_rows, ports.intra.port_gb_per_s)
-                .max(bound(unit.remote.port_rows, ports.nic.wire_gb_per_s)),
+            bottleneck: unit.limits[usize::from(nic_bound)].clone(),
+            port_bound: bound(local_rows, ports.intra.port_gb_per_s)
+                .max(bound(remote_rows, ports.nic.wire_gb_per_s)),
         }
     }
 
@@ -288,9 +266,7 @@ impl Exchanges {
         }
     }
 
-    /// Local and remote flows share no link: each part is drained alone, the other left out.
     fn drain_unit(&self, exchange: &Exchange<'_>, scope: Scope, rows: &[u32]) -> Unit {
-        use crate::network::traffic::Scope as Peers;
         let (world, node) = (exchange.world_size, exchange.gpus_per_node);
         let rate = |rows_per_second| {
             Bandwidth::from_bytes_per_second(rows_per_second)
@@ -309,6 +285,7 @@ impl Exchanges {
                 .bottleneck
                 .map(|link| fabric.name(link).to_string())
                 .unwrap_or_default();
+            // At one row a microsecond, so that picoseconds resolve a millionth of a row.
             let seconds = drained.finish.iter().map(|time| time.as_secs_f64() * 1e6);
             (seconds.collect::<Vec<f64>>(), busiest_rows, name)
         };
@@ -370,7 +347,7 @@ fn network_scope(scope: Scope, exchange: &Exchange<'_>) -> Option<network::traff
 /// The rows that stay within nodes, and those that leave them, as the network takes them.
 fn split(
     exchange: &Exchange<'_>,
-    scope: network::traffic::Scope,
+    scope: Scope,
     rows: &[u32],
 ) -> (network::traffic::Traffic, network::traffic::Traffic) {
     use network::traffic::{Scope as Peers, Traffic};

@@ -1,6 +1,5 @@
 //! Prices every operation of a program.
 
-use super::gemm::GemmShape;
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
@@ -11,24 +10,18 @@ use std::collections::BTreeMap;
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
     let mut exchanges: Vec<Option<ExchangePrice>> = vec![None; program.traffic.len()];
-    let mut products = Products::new();
     program
         .ops
         .iter()
-        .map(|op| price_op(program, op, model, &mut exchanges, &mut products))
+        .map(|op| price_op(program, op, model, &mut exchanges))
         .collect()
 }
-
-/// Products priced before: chunks of uneven loads differ by a row at most, so most shapes of a
-/// dropless program come again and again.
-type Products = BTreeMap<GemmShape, Estimate>;
 
 fn price_op(
     program: &Program,
     op: &Op,
     model: &dyn CostModel,
     exchanges: &mut [Option<ExchangePrice>],
-    products: &mut Products,
 ) -> PricedOp {
     let collective = |estimate: Estimate| PricedOp {
         alone: PerRank::Same(estimate.time),
@@ -77,7 +70,7 @@ fn price_op(
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. } => kernels(program, op, model, products),
+        | OpKind::Elementwise { .. } => kernels(program, op, model),
     }
 }
 
