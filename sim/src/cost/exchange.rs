@@ -22,8 +22,11 @@ pub(super) struct Exchanges {
     network: crate::hardware::Network,
     host_collective: Time,
     host_peer: Time,
-    drains: Mutex<Vec<(Arc<Vec<u32>>, Arc<OnceLock<Unit>>)>>,
+    drains: Mutex<Vec<Drain>>,
 }
+
+/// A matrix and its drain times, worked out by whoever asks first.
+type Drain = (Arc<Vec<u32>>, Arc<OnceLock<Unit>>);
 
 /// Drain times of an uneven matrix of rows at one row a second, local and remote flows apart. They
 /// share no link, so a rank is done at the later of the two, each scaled by its own rate.

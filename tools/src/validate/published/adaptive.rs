@@ -8,9 +8,12 @@ use crate::validate::{Outcome, Status};
 use moeplan_sim::spec::{AllToAll, Choice, Experts, LayerSpec, SpecError, Strategy};
 use rayon::prelude::*;
 
+/// Percent, by algorithm (linear, 2DH) and degree (1, 2, 4, 8).
+type Gains = [[f64; 4]; 2];
+
 /// Average and largest gain of adaptive (d, a) over each static choice, in percent.
 pub(super) fn table6(lab: &Lab) -> Result<Vec<Outcome>, SpecError> {
-    let published: [(u64, [[f64; 4]; 2], [[f64; 4]; 2]); 3] = [
+    let published: [(u64, Gains, Gains); 3] = [
         (
             16,
             [[20.0, 2.0, 2.0, 11.0], [101.0, 98.0, 100.0, 106.0]],
