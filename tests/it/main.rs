@@ -1,4 +1,5 @@
 //! One integration binary: links once, tests the whole of moeplan.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cli;
 mod closed_form;
