@@ -1,22 +1,62 @@
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
-use moeplan_sim::cost::gemm::GemmShape;
-use moeplan_sim::spec::DType;
+use moeplan_sim::{
+    compile::*,
+    cost::{analytic::Analytic, price::price},
+    engine::run,
+    spec::*,
+};
+use std::time::Instant;
 fn main() {
     let hw = moeplan_sim::hardware::builtin("nd-a100-v4-80gb").unwrap();
-    for d in [DType::Fp16, DType::Tf32] {
-        for (b, m, n, k, w) in [
-            (2u64, 16384u64, 2048u64, 2048u64, 2u64),
-            (4096, 8, 2048, 2048, 2),
-            (512, 64, 2048, 2048, 2),
-            (2, 65536, 4096, 4096, 2),
-            (2, 4096, 4096, 65536, 2),
-        ] {
-            let s = GemmShape::batched(b, m, n, k, d).sharing(w);
-            let t = hw.gpu.gemm.estimate(&s).time;
-            println!(
-                "{d} {b}x{m}x{n}x{k}: {t} {:.1} TFLOPS",
-                s.flops() / t.as_secs_f64() / 1e12
-            );
-        }
-    }
+    let model = Analytic::new(&hw).unwrap();
+    let layer = LayerSpec::default().resolve(2048).unwrap();
+    let tr = moeplan_traces::shipped("digits").unwrap();
+    let s = tr.steps_of_layer(0).next().unwrap();
+    let t = Instant::now();
+    let rs = s
+        .resample(
+            &moeplan_traces::Shape {
+                ranks: 2048,
+                experts: 4096,
+                tokens_per_rank: 16384,
+                top_k: 2,
+            },
+            0,
+        )
+        .unwrap();
+    println!("resample {:?}", t.elapsed());
+    let t = Instant::now();
+    let load = Load::new(&layer, 0.0, Padding::Dropless, &Routing::Step(&rs));
+    println!("load {:?}", t.elapsed());
+    let plan = Plan {
+        encode: Encode::Sparse,
+        all_to_all: AllToAll::Linear,
+        layout: Layout::Flexible,
+        padding: Padding::Dropless,
+        forward_degree: 8,
+        backward_degree: 8,
+        adaptive_r: 1,
+    };
+    let t = Instant::now();
+    let p = compile(Source {
+        layer: &layer,
+        gpus_per_node: 8,
+        plan,
+        load: &load,
+        phase: Phase::Training,
+    })
+    .unwrap();
+    println!("compile {:?} ops {}", t.elapsed(), p.ops.len());
+    let t = Instant::now();
+    let pr = price(&p, &model);
+    println!("price {:?}", t.elapsed());
+    let t = Instant::now();
+    let pr2 = price(&p, &model);
+    println!("price again {:?} {}", t.elapsed(), pr == pr2);
+    let t = Instant::now();
+    let (tl, st) = run(&p, &pr, &hw.gpu.contention);
+    println!("run {:?} {:?}", t.elapsed(), st);
+    let t = Instant::now();
+    let m = p.peak_memory(3).0;
+    println!("mem {:?} {m} {}", t.elapsed(), tl.step_time());
 }

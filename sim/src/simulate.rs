@@ -84,14 +84,7 @@ pub struct Trace {
 /// # Errors
 /// A plan the layer cannot run.
 pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
-    let source = Source {
-        layer: scenario.layer,
-        gpus_per_node: scenario.gpus_per_node,
-        plan,
-        load,
-        phase: scenario.phase,
-    };
-    let program = compile(source)?;
+    let program = program_of(scenario, plan, load)?;
     let priced = price(&program, scenario.model);
     let (timeline, stats) = run(&program, &priced, scenario.model.contention());
     let step = summarise(scenario, plan, load, &program, &priced, &timeline, stats);
@@ -100,6 +93,27 @@ pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result
         program,
         priced,
         timeline,
+    })
+}
+
+/// Most memory any GPU needs under `plan`, without timing it.
+///
+/// # Errors
+/// A plan the layer cannot run.
+pub fn memory_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<u64, SpecError> {
+    let program = program_of(scenario, plan, load)?;
+    Ok(scenario
+        .reserved_bytes
+        .saturating_add(peak_memory(&program)))
+}
+
+fn program_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Program, SpecError> {
+    compile(Source {
+        layer: scenario.layer,
+        gpus_per_node: scenario.gpus_per_node,
+        plan,
+        load,
+        phase: scenario.phase,
     })
 }
 

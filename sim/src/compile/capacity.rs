@@ -40,15 +40,25 @@ impl Capacity {
         }
     }
 
-    /// Slots actually allocated: C_g rounded up to a multiple of `sharded_count · degree`, or of 128
-    /// times that where C_g exceeds 256 of them (authors' code).
+    /// Slots actually allocated: C_g rounded up to a multiple of `sharded_count · degree`, and of 128
+    /// too where that product is over 256 (authors' code, `moe_layer.py`: `if alignment > 256:
+    /// alignment = (alignment + 127) // 128 * 128`).
     pub fn padded(self, sharded_count: u64, degree: u64) -> u64 {
         let unit = sharded_count * degree;
-        let unit = if self.per_gpu > 256 * unit {
-            128 * unit
+        let unit = if unit > 256 {
+            least_common_multiple(unit, 128)
         } else {
             unit
         };
         self.per_gpu.div_ceil(unit) * unit
     }
+}
+
+/// The smallest number that both divide.
+pub(super) fn least_common_multiple(a: u64, b: u64) -> u64 {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
 }

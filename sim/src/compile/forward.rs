@@ -71,11 +71,11 @@ pub(super) fn emit(
         slots: shapes.slots.clone(),
         model_dim: d,
     };
-    let mut reads = vec![tokens, scores];
-    reads.extend(dense.iter().flatten());
-    let per_choice = dense.map(|_| per_choice_tensors(builder, shapes, layer));
-    reads.extend(per_choice);
-    builder.push(Stream::Compute, kind, &reads, &inputs);
+    // The dense path makes its mask here, from one tensor a choice that nothing else reads.
+    let mut writes = inputs.clone();
+    writes.extend(dense.iter().flatten());
+    writes.extend(dense.map(|_| per_choice_tensors(builder, shapes, layer)));
+    builder.push(Stream::Compute, kind, &[tokens, scores], &writes);
     if plan.adaptive_r > 1 {
         let what = Elementwise::Repeat {
             copies: plan.adaptive_r as u32,

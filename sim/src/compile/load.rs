@@ -39,7 +39,7 @@ pub struct Load {
     /// Share of all token copies that is dropped, 0 to 1.
     pub dropped_fraction: f64,
     /// Kept copies by `[source rank * num_experts + expert]`, for dropless plans.
-    counts: Option<Vec<u32>>,
+    counts: Option<Arc<Vec<u32>>>,
     /// Rows laid out over ranks, by r: worked out once for all plans that are tried on this step.
     uneven: Mutex<BTreeMap<u64, Arc<Uneven>>>,
 }
@@ -63,7 +63,8 @@ impl Load {
                     kept: PerRank::Same(kept),
                     dropped: dropped * layer.world_size,
                     dropped_fraction: dropped as f64 / copies as f64,
-                    counts: (padding == Padding::Dropless).then(|| balanced_counts(layer)),
+                    counts: (padding == Padding::Dropless)
+                        .then(|| Arc::new(balanced_counts(layer))),
                     uneven: Mutex::default(),
                 }
             }
@@ -90,7 +91,8 @@ impl Load {
                         Padding::Dropless if all_same => PerRank::Same(kept[0]),
                         Padding::Dropless => PerRank::Each(kept),
                     },
-                    counts: (padding == Padding::Dropless).then(|| step.all_counts().to_vec()),
+                    counts: (padding == Padding::Dropless)
+                        .then(|| Arc::new(step.all_counts().to_vec())),
                     uneven: Mutex::default(),
                 }
             }

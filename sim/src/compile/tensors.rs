@@ -1,5 +1,6 @@
 //! Shapes of the step's tensors and the persistent weights.
 
+use super::capacity::least_common_multiple;
 use super::uneven::Uneven;
 use super::{Source, exchange};
 use crate::ir::{BufferId, ExpertRows, PerRank, ProgramBuilder, Scope, Traffic, share_of_chunk};
@@ -32,7 +33,8 @@ impl Shapes {
         let Source {
             layer, plan, load, ..
         } = source;
-        let degree = plan.forward_degree.max(plan.backward_degree);
+        // Both passes cut the same slots: 3 chunks forward and 2 backward take a multiple of 6.
+        let degree = least_common_multiple(plan.forward_degree, plan.backward_degree);
         let capacity = load.capacity.padded(layer.sharded_count, degree);
         let uneven = match plan.padding {
             Padding::Capacity => None,
@@ -68,14 +70,12 @@ impl Shapes {
     /// is equal for every r (Section 11 of the spec sheet). r = 0: all E experts over own tokens.
     pub(super) fn expert_rows(&self, chunk: u64, degree: u64) -> ExpertRows {
         if let Some(uneven) = &self.uneven {
-            let cut = |rows: &Vec<u64>| {
-                rows.iter()
-                    .map(|&rows| share_of_chunk(rows, chunk, degree))
-                    .collect()
+            return ExpertRows::Grouped {
+                rows: uneven.expert_rows.clone(),
+                experts: uneven.experts,
+                chunk: chunk as u32,
+                chunks: degree as u32,
             };
-            return ExpertRows::Grouped(PerRank::Each(
-                uneven.expert_rows.iter().map(cut).collect(),
-            ));
         }
         if self.adaptive_r == 0 {
             let experts = self.local_experts * self.world.0 as u64 / self.sharded_count;
@@ -102,13 +102,12 @@ impl Shapes {
 
     /// Rows over all experts of a GPU in one chunk.
     pub(super) fn received_rows(&self, chunk: u64, degree: u64) -> PerRank<u64> {
-        match self.expert_rows(chunk, degree) {
-            ExpertRows::Padded {
-                experts,
-                blocks,
-                rows,
-            } => PerRank::Same(experts * blocks * rows),
-            ExpertRows::Grouped(rows) => rows.map(|rows| rows.iter().sum()),
+        let rows = self.expert_rows(chunk, degree);
+        match rows {
+            ExpertRows::Padded { .. } => PerRank::Same(rows.total(0)),
+            ExpertRows::Grouped { .. } => {
+                PerRank::Each((0..self.world.0).map(|rank| rows.total(rank)).collect())
+            }
         }
     }
 

@@ -14,8 +14,10 @@ pub(super) type Phases = Arc<Vec<(Scope, Arc<Vec<u32>>)>>;
 pub(super) struct Uneven {
     dispatch: Arc<Vec<u32>>,
     combine: Arc<Vec<u32>>,
-    /// Rows by local expert on each rank.
-    pub(super) expert_rows: Vec<Vec<u64>>,
+    /// Rows by `[rank * experts + local expert]`.
+    pub(super) expert_rows: Arc<Vec<u32>>,
+    /// Experts a rank computes.
+    pub(super) experts: u32,
     /// Phases already worked out, by algorithm and direction: all chunks and degrees share them.
     phases: Mutex<BTreeMap<(AllToAll, bool), Phases>>,
 }
@@ -24,26 +26,23 @@ impl Uneven {
     /// Lays `counts` (`[source * num_experts + expert]`) out. Expert e of E >= W lives on rank
     /// e / E_g. Where s = W/E GPUs share an expert, source g's rows go to row group g mod (s/r), on
     /// each of its r hidden slices. r = 0 moves nothing: every GPU runs all experts on its own rows.
-    pub(super) fn new(layer: &ResolvedLayer, adaptive_r: u64, counts: &[u32]) -> Uneven {
+    pub(super) fn new(layer: &ResolvedLayer, adaptive_r: u64, counts: &Arc<Vec<u32>>) -> Uneven {
         let world = layer.world_size as usize;
         let experts = layer.num_experts as usize;
         let (local, sharded) = (layer.local_experts as usize, layer.sharded_count as usize);
         if adaptive_r == 0 {
-            let own = counts
-                .chunks(experts)
-                .map(|row| row.iter().map(|&c| u64::from(c)).collect())
-                .collect();
             return Uneven {
                 dispatch: Arc::default(),
                 combine: Arc::default(),
-                expert_rows: own,
+                expert_rows: counts.clone(),
+                experts: experts as u32,
                 phases: Mutex::default(),
             };
         }
         let slices = adaptive_r as usize;
         let row_groups = sharded / slices;
         let mut dispatch = vec![0u32; world * world];
-        let mut expert_rows = vec![vec![0u64; local]; world];
+        let mut expert_rows = vec![0u32; world * local];
         for source in 0..world {
             let row = &mut dispatch[source * world..(source + 1) * world];
             for (expert, &count) in counts[source * experts..(source + 1) * experts]
@@ -56,7 +55,7 @@ impl Uneven {
                         _ => expert * sharded + slice * row_groups + source % row_groups,
                     };
                     row[home] += count;
-                    expert_rows[home][expert % local] += u64::from(count);
+                    expert_rows[home * local + expert % local] += count;
                 }
             }
         }
@@ -64,7 +63,8 @@ impl Uneven {
         Uneven {
             dispatch: Arc::new(dispatch),
             combine: Arc::new(combine),
-            expert_rows,
+            expert_rows: Arc::new(expert_rows),
+            experts: local as u32,
             phases: Mutex::default(),
         }
     }

@@ -5,15 +5,13 @@ use super::provenance::{Estimate, Provenance};
 use super::{Exchange, ExchangePrice, Wire};
 use crate::hardware::{Hardware, Routing};
 use crate::ir::{PerRank, Scope, Traffic, Transport};
-use crate::network::fabric::{Fabric, FabricError, Leaves, Routing as FabricRouting};
+use crate::network::fabric::{Fabric, FabricError, Leaves, LinkClass, Routing as FabricRouting};
 use crate::network::{self, Drained};
 use crate::units::{Bandwidth, Time};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Payload of a 128-byte line under the LL128 protocol.
 const LL128_PAYLOAD: f64 = 120.0 / 128.0;
-/// A rate so high that what it carries takes no time.
-const FREE: f64 = 1e21;
 /// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
 const KEPT_MATRICES: usize = 16;
 
@@ -33,8 +31,10 @@ pub(super) struct Exchanges {
 struct Unit {
     local_seconds: Vec<f64>,
     remote_seconds: Vec<f64>,
-    /// Busiest port in rows, local and remote, with its name.
-    busiest: [(u64, String); 2],
+    /// Rows through the busiest port, NVLink and NIC.
+    port_rows: [u64; 2],
+    /// What limits, NVLink port and NIC or leaf, by name.
+    limits: [String; 2],
     /// Mean rows of a message that is not empty.
     mean_rows: f64,
     /// Peers of the rank that has most of them on other nodes.
@@ -161,21 +161,19 @@ impl Exchanges {
         let bound = |rows: u64, gb_per_s: f64| {
             Time::from_secs_f64(rows as f64 * row_bytes / (gb_per_s * 1e9))
         };
-        let [(local_rows, local_name), (remote_rows, remote_name)] = &unit.busiest;
-        let nic_bound = *remote_rows as f64 * nic >= *local_rows as f64 * nvlink;
+        let latest = |seconds: &[f64]| seconds.iter().copied().fold(0.0, f64::max);
+        let beyond = latest(&unit.remote_seconds) * nic;
+        let nic_bound = beyond > 0.0 && beyond >= latest(&unit.local_seconds) * nvlink;
         let ports = self.nccl.params();
+        let [local_rows, remote_rows] = unit.port_rows;
         ExchangePrice {
             alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
             host: self.host(exchange, local + unit.remote_peers),
             provenance: rates.provenance,
             wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
-            bottleneck: if nic_bound {
-                remote_name.clone()
-            } else {
-                local_name.clone()
-            },
-            port_bound: bound(*local_rows, ports.intra.port_gb_per_s)
-                .max(bound(*remote_rows, ports.nic.wire_gb_per_s)),
+            bottleneck: unit.limits[usize::from(nic_bound)].clone(),
+            port_bound: bound(local_rows, ports.intra.port_gb_per_s)
+                .max(bound(remote_rows, ports.nic.wire_gb_per_s)),
         }
     }
 
@@ -274,33 +272,28 @@ impl Exchanges {
             Bandwidth::from_bytes_per_second(rows_per_second)
                 .expect("both rates are positive constants")
         };
-        let traffic = network_traffic(exchange, scope, rows);
-        let drain = |nvlink: f64, nic: f64| {
+        let drain = |traffic: &network::traffic::Traffic, ports: [LinkClass; 2]| {
             let fabric = self
-                .fabric(exchange, rate(nvlink), rate(nic))
+                .fabric(exchange, rate(1e6), rate(1e6))
                 .expect("the compiler checked the world's shape");
-            let drained = network::drain(&fabric, &traffic)
-                .expect("the matrix has one entry a pair of ranks");
+            let drained =
+                network::drain(&fabric, traffic).expect("the matrix has one entry a pair of ranks");
+            let loads = drained.loads.iter();
+            let of_ports = loads.filter(|load| ports.contains(&load.busiest.class));
+            let busiest_rows = of_ports.map(|load| load.busiest_bytes).max().unwrap_or(0);
             let name = drained
                 .bottleneck
                 .map(|link| fabric.name(link).to_string())
                 .unwrap_or_default();
-            let seconds: Vec<f64> = drained
-                .finish
-                .iter()
-                .map(|time| time.as_secs_f64())
-                .collect();
-            (seconds, (drained.bottleneck_bytes, name))
+            // At one row a microsecond, so that picoseconds resolve a millionth of a row.
+            let seconds = drained.finish.iter().map(|time| time.as_secs_f64() * 1e6);
+            (seconds.collect::<Vec<f64>>(), busiest_rows, name)
         };
-        // At one row a microsecond, so that picoseconds resolve a millionth of a row.
-        let per_row = |(seconds, busiest): (Vec<f64>, (u64, String))| {
-            (
-                seconds.into_iter().map(|s| s * 1e6).collect::<Vec<f64>>(),
-                busiest,
-            )
-        };
-        let (remote_seconds, remote) = per_row(drain(FREE, 1e6));
-        let (local_seconds, local) = per_row(drain(1e6, FREE));
+        let (local_traffic, remote_traffic) = split(exchange, scope, rows);
+        let (local_seconds, local_rows, local) =
+            drain(&local_traffic, [LinkClass::NvlinkOut, LinkClass::NvlinkIn]);
+        let (remote_seconds, remote_rows, remote) =
+            drain(&remote_traffic, [LinkClass::NicOut, LinkClass::NicIn]);
         let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
         for source in 0..world {
             let mut beyond = 0;
@@ -319,7 +312,8 @@ impl Exchanges {
         Unit {
             local_seconds,
             remote_seconds,
-            busiest: [local, remote],
+            port_rows: [local_rows, remote_rows],
+            limits: [local, remote],
             mean_rows: total as f64 / messages.max(1) as f64,
             remote_peers,
         }
@@ -350,27 +344,52 @@ fn network_scope(scope: Scope, exchange: &Exchange<'_>) -> Option<network::traff
     }
 }
 
-/// The matrix of rows as the network takes it: only the peers of the scope.
-fn network_traffic(
+/// The rows that stay within nodes, and those that leave them, as the network takes them.
+fn split(
     exchange: &Exchange<'_>,
     scope: Scope,
     rows: &[u32],
-) -> network::traffic::Traffic {
+) -> (network::traffic::Traffic, network::traffic::Traffic) {
+    use network::traffic::{Scope as Peers, Traffic};
     let (world, node) = (exchange.world_size, exchange.gpus_per_node);
-    let scope = network_scope(scope, exchange).unwrap_or(network::traffic::Scope::World);
-    let bytes = match scope {
-        network::traffic::Scope::World => rows.iter().map(|&rows| u64::from(rows)).collect(),
-        network::traffic::Scope::Node => (0..world)
-            .flat_map(|rank| {
-                (0..node).map(move |k| u64::from(rows[rank * world + rank / node * node + k]))
-            })
-            .collect(),
-        network::traffic::Scope::Rail => (0..world)
-            .flat_map(|rank| {
-                (0..world / node)
-                    .map(move |k| u64::from(rows[rank * world + k * node + rank % node]))
-            })
-            .collect(),
+    let local = (0..world).flat_map(|rank| {
+        let first = rank / node * node;
+        rows[rank * world + first..rank * world + first + node]
+            .iter()
+            .map(|&rows| u64::from(rows))
+    });
+    let local = Traffic::Matrix {
+        scope: Peers::Node,
+        bytes: local.collect(),
     };
-    network::traffic::Traffic::Matrix { scope, bytes }
+    let remote = match network_scope(scope, exchange) {
+        Some(Peers::Rail) => {
+            let column =
+                |rank: usize| (0..world / node).map(move |k| rank * world + k * node + rank % node);
+            let bytes = (0..world)
+                .flat_map(column)
+                .map(|index| u64::from(rows[index]))
+                .collect();
+            Traffic::Matrix {
+                scope: Peers::Rail,
+                bytes,
+            }
+        }
+        Some(Peers::Node) => Traffic::Matrix {
+            scope: Peers::Node,
+            bytes: vec![0; world * node],
+        },
+        Some(Peers::World) | None => {
+            let mut bytes: Vec<u64> = rows.iter().map(|&rows| u64::from(rows)).collect();
+            for rank in 0..world {
+                let first = rank / node * node;
+                bytes[rank * world + first..rank * world + first + node].fill(0);
+            }
+            Traffic::Matrix {
+                scope: Peers::World,
+                bytes,
+            }
+        }
+    };
+    (local, remote)
 }

@@ -3,8 +3,9 @@
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
-use crate::ir::{Elementwise, ExpertRows, Op, OpKind, PerRank, Program, TrafficId, Work};
+use crate::ir::{ExpertRows, Op, OpKind, PerRank, Program, TrafficId, Work};
 use crate::units::Time;
+use std::collections::BTreeMap;
 
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
@@ -75,13 +76,13 @@ fn price_op(
 
 /// Operations made of kernels: their times one after the other, on every rank that differs.
 fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
-    let on_rank = |rank: usize| {
+    // Ranks ask for the same kernels over and over: uneven experts differ in their rows only.
+    let mut known: BTreeMap<Work, Estimate> = BTreeMap::new();
+    let mut on_rank = |rank: usize| {
         let work = op.kind.work(op.pass, rank, program.dtype);
         let start = Estimate::new(Time::ZERO, Provenance::Measured);
-        let total = work
-            .iter()
-            .map(|work| model.kernel(work))
-            .fold(start, Estimate::then);
+        let price = |work: &Work| *known.entry(*work).or_insert_with(|| model.kernel(work));
+        let total = work.iter().map(price).fold(start, Estimate::then);
         (total, model.host_launch().times(work.len() as u64))
     };
     let resource = match &op.kind {
@@ -134,14 +135,10 @@ fn differs_by_rank(kind: &OpKind) -> bool {
         | OpKind::Decode { copies, slots, .. }
         | OpKind::ScoreGradient { copies, slots, .. } => !copies.is_same() || !slots.is_same(),
         OpKind::ExpertGemm {
-            rows: ExpertRows::Grouped(rows),
+            rows: ExpertRows::Grouped { .. },
             ..
-        } => !rows.is_same(),
-        OpKind::Elementwise {
-            what: Elementwise::StrideCopy,
-            elements,
-        }
-        | OpKind::Elementwise { elements, .. } => !elements.is_same(),
+        } => true,
+        OpKind::Elementwise { elements, .. } => !elements.is_same(),
         OpKind::Gate { .. }
         | OpKind::CapacitySync
         | OpKind::Exchange { .. }

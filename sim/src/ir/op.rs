@@ -1,9 +1,10 @@
 //! Operations as plain data. Every `match` on [`OpKind`] lists all variants, so that a new
 //! operation does not build until both interpreters handle it.
 
-use super::{BufferId, PerRank, TrafficId};
+use super::{BufferId, PerRank, TrafficId, share_of_chunk};
 use crate::spec::Encode;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Index of an operation in [`Program::ops`](super::Program).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -176,8 +177,17 @@ pub enum ExpertRows {
         /// Rows of a block.
         rows: u64,
     },
-    /// Rows by local expert on each rank: one GEMM an expert (dropless).
-    Grouped(PerRank<Vec<u64>>),
+    /// Uneven: one GEMM an expert (dropless).
+    Grouped {
+        /// Rows by `[rank * experts + local expert]`, over all chunks.
+        rows: Arc<Vec<u32>>,
+        /// Local experts of a rank.
+        experts: u32,
+        /// Which chunk this is.
+        chunk: u32,
+        /// Of how many.
+        chunks: u32,
+    },
 }
 
 impl ExpertRows {
@@ -189,8 +199,30 @@ impl ExpertRows {
                 blocks,
                 rows,
             } => experts * blocks * rows,
-            ExpertRows::Grouped(rows) => rows.get(rank).iter().sum(),
+            ExpertRows::Grouped { .. } => self.by_expert(rank).sum(),
         }
+    }
+
+    /// Rows of each uneven local expert of `rank`; none where rows are padded.
+    pub fn by_expert(&self, rank: usize) -> impl Iterator<Item = u64> + '_ {
+        let (rows, chunk, chunks): (&[u32], u64, u64) = match self {
+            ExpertRows::Padded { .. } => (&[], 0, 1),
+            ExpertRows::Grouped {
+                rows,
+                experts,
+                chunk,
+                chunks,
+            } => {
+                let experts = *experts as usize;
+                (
+                    &rows[rank * experts..(rank + 1) * experts],
+                    u64::from(*chunk),
+                    u64::from(*chunks),
+                )
+            }
+        };
+        rows.iter()
+            .map(move |&rows| share_of_chunk(u64::from(rows), chunk, chunks))
     }
 }
 

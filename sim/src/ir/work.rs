@@ -5,7 +5,7 @@ use crate::cost::gemm::GemmShape;
 use crate::spec::{DType, Encode};
 
 /// One kernel launch.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
     /// A matrix product, batched where `batch` > 1.
     Gemm(GemmShape),
@@ -250,11 +250,10 @@ fn expert_gemm_work(
             blocks,
             rows,
         } => vec![product(*experts, *blocks, *rows)],
-        ExpertRows::Grouped(rows) => rows
-            .get(rank)
-            .iter()
-            .filter(|&&rows| rows > 0)
-            .map(|&rows| product(1, 1, rows))
+        ExpertRows::Grouped { .. } => rows
+            .by_expert(rank)
+            .filter(|&rows| rows > 0)
+            .map(|rows| product(1, 1, rows))
             .collect(),
     }
 }

@@ -20,18 +20,21 @@ pub struct Drained {
     /// Bytes over the links of each class, in the order of [`LinkClass::ALL`].
     pub loads: Vec<ClassLoad>,
     /// How far the makespan may be from that of exact max-min fair sharing, as a fraction of it.
-    /// A finish is within twice this fraction *of the makespan*. See
-    /// [`drain_in_steps`](super::drain_in_steps) for what is proven and what is tested.
+    /// See [`drain_in_steps`](super::drain_in_steps) for what is proven and what is tested.
     pub relative_error_bound: f64,
+    /// How far the finish of a rank may be from exact, as a fraction of the exact *makespan*.
+    pub finish_error_bound: f64,
 }
 
 impl Drained {
-    /// Puts the answer together.
+    /// Puts the answer together. Leaf links have no finish of their own, so where rounding left
+    /// the last rank below their bound it is raised to it: the makespan is the last finish.
     pub(super) fn new(
         fabric: &Fabric,
         loads: Vec<ClassLoad>,
-        finish: Vec<Time>,
+        mut finish: Vec<Time>,
         relative_error_bound: f64,
+        finish_error_bound: f64,
     ) -> Drained {
         let busiest = loads
             .iter()
@@ -39,14 +42,19 @@ impl Drained {
             .max_by_key(|load| load.bound(fabric));
         let port_bound = busiest.map_or(Time::ZERO, |load| load.bound(fabric));
         let last = finish.iter().copied().max().unwrap_or(Time::ZERO);
+        let makespan = last.max(port_bound);
+        for time in finish.iter_mut().filter(|time| **time == last) {
+            *time = makespan;
+        }
         Drained {
-            makespan: last.max(port_bound),
+            makespan,
             port_bound,
             bottleneck: busiest.map(|load| load.busiest),
             bottleneck_bytes: busiest.map_or(0, |load| load.busiest_bytes),
             finish,
             loads,
             relative_error_bound,
+            finish_error_bound,
         }
     }
 

@@ -26,6 +26,7 @@ const FULL: f64 = 4e-6;
 const CLOSE: f32 = 1.0 + 1e-3;
 
 /// How much longer epochs may be while no rank can be done yet: nobody's finish is read off them.
+/// Not with leaf links, where a few bytes more can delay a rank by several epochs.
 const COARSE: f64 = 2.0;
 
 /// Drains a component and calls `done(rank, seconds)` when a rank has sent, and when it has
@@ -34,15 +35,17 @@ pub(super) fn drain(mut component: Component<'_>, steps: u32, mut done: impl FnM
     let (quiet, bound) = port_bounds(&component);
     let cut = 1.0 / f64::from(steps);
     let shortest = bound * cut;
+    let coarse = match component.core {
+        Core::Free => COARSE * shortest,
+        Core::Pooled | Core::Hashed => shortest,
+    };
     let mut now = 0.0;
     loop {
         component.compact();
         if component.sides[0].ranks.is_empty() {
             return;
         }
-        let length = shortest
-            .max(now * cut)
-            .max((quiet - now).min(COARSE * shortest));
+        let length = shortest.max(now * cut).max((quiet - now).min(coarse));
         let mut levels = Levels::new(&component, length);
         levels.fill(&component);
         let after = [0, 1].map(|s| levels.remaining(&component, s));

@@ -39,5 +39,5 @@ pub fn drain(fabric: &Fabric, traffic: &Traffic) -> Result<Drained, TrafficError
             *slot = end.max(*slot);
         }
     }
-    Ok(Drained::new(fabric, loads.classes(), finish, 1e-9))
+    Ok(Drained::new(fabric, loads.classes(), finish, 1e-9, 1e-9))
 }

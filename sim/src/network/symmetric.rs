@@ -42,7 +42,7 @@ pub(super) fn drain(fabric: &Fabric, scope: Scope, bytes_per_pair: u64) -> Drain
         let ranks = (kind.nodes * fabric.gpus_per_node()) as usize;
         finish.extend(std::iter::repeat_n(floor, ranks));
     }
-    Drained::new(fabric, loads, finish, 1e-9)
+    Drained::new(fabric, loads, finish, 1e-9, 1e-9)
 }
 
 /// Links of one kind: one of each [`LinkClass`], in its order.

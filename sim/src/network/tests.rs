@@ -109,8 +109,9 @@ fn any_network() -> impl Strategy<Value = (Fabric, Traffic)> {
     })
 }
 
-/// `got` is within `makespan` of the makespan of `exact`, and within `rank` of it at each rank.
-fn check_close(exact: &Drained, got: &Drained, makespan: f64, rank: f64) {
+/// `got` keeps what it says of its own accuracy.
+fn check_close(exact: &Drained, got: &Drained) {
+    let (makespan, rank) = (got.relative_error_bound, got.finish_error_bound);
     let total = exact.makespan.as_secs_f64();
     let off = |a: Time, b: Time| (a.as_secs_f64() - b.as_secs_f64()).abs();
     let slack = 2e-12;
@@ -138,8 +139,7 @@ proptest! {
     fn epochs_agree_with_the_oracle((fabric, traffic) in any_network(), steps in 16u32..200) {
         let exact = reference::drain(&fabric, &traffic).unwrap();
         let got = drain_in_steps(&fabric, &traffic, steps).unwrap();
-        let bound = got.relative_error_bound;
-        check_close(&exact, &got, bound, 2.0 * bound);
+        check_close(&exact, &got);
     }
 
     #[test]
@@ -149,8 +149,7 @@ proptest! {
         let traffic = Traffic::Uniform { scope, bytes_per_pair };
         let exact = reference::drain(&fabric, &traffic).unwrap();
         let got = drain(&fabric, &traffic).unwrap();
-        let bound = got.relative_error_bound;
-        check_close(&exact, &got, bound, 2.0 * bound);
+        check_close(&exact, &got);
     }
 }
 
@@ -172,6 +171,7 @@ proptest! {
 
         let got = drain(&fabric, &traffic).unwrap();
         prop_assert!(got.makespan >= got.port_bound);
+        prop_assert_eq!(Some(got.makespan), got.finish.iter().copied().max());
         for (finish, bound) in got.finish.iter().zip(loads.rank_bounds(&fabric)) {
             prop_assert!(*finish >= bound);
         }
@@ -181,19 +181,27 @@ proptest! {
         }
     }
 
-    /// Exact max-min makespans are not monotone in every case, but never by more than this here.
+    /// Max-min makespans are not monotone: a transfer can slow one flow to the gain of another.
+    /// So the port bound must not fall, and the makespan no further than that of the oracle.
     #[test]
-    fn more_bytes_never_help((fabric, traffic) in any_network(), at in any::<u32>(), more in 1u64..100_000_000) {
-        let before = drain(&fabric, &traffic).unwrap();
-        let Traffic::Matrix { scope, mut bytes } = traffic else { unreachable!() };
+    fn more_bytes_help_no_more_than_they_should((fabric, traffic) in any_network(), at in any::<u32>(), more in 1u64..100_000_000) {
+        let Traffic::Matrix { scope, ref bytes } = traffic else { unreachable!() };
+        let mut bytes = bytes.clone();
         let at = at as usize % bytes.len();
         bytes[at] += more;
-        let after = drain(&fabric, &Traffic::Matrix { scope, bytes }).unwrap();
+        let grown = Traffic::Matrix { scope, bytes };
+        let (before, after) = (drain(&fabric, &traffic).unwrap(), drain(&fabric, &grown).unwrap());
         prop_assert!(after.port_bound >= before.port_bound);
-        let least = before.makespan.scale(1.0 - 2.0 * before.relative_error_bound);
-        prop_assert!(after.makespan >= least, "{} < {}", after.makespan, before.makespan);
+        if after.makespan < before.makespan {
+            let [before_exact, after_exact] =
+                [&traffic, &grown].map(|t| reference::drain(&fabric, t).unwrap().makespan);
+            let slack = before_exact.scale(2.0 * before.relative_error_bound);
+            let fall = before.makespan - after.makespan;
+            prop_assert!(fall <= before_exact.saturating_sub(after_exact) + slack);
+        }
     }
 
+    /// Without leaf links all transfers between nodes slow down by the same factor.
     #[test]
     fn slower_nics_never_help(seed in any::<u64>(), shape in proptest::sample::select(&SHAPES[..]), slower in 0.1..1.0) {
         let fabric = |nic| Fabric::new(32, 4, gb(100.0), gb(nic)).unwrap();

@@ -1,7 +1,7 @@
 //! Every plan a strategy allows, and the best of them.
 
 use crate::compile::{Load, Plan};
-use crate::simulate::{Scenario, Step, simulate_step};
+use crate::simulate::{Scenario, Step, memory_of, simulate_step};
 use crate::spec::{AllToAll, Choice, PIPELINE_DEGREES, ResolvedLayer, SpecError, Strategy};
 use rayon::prelude::*;
 
@@ -59,25 +59,22 @@ pub fn candidates(strategy: &Strategy, layer: &ResolvedLayer) -> Result<Vec<Plan
 /// # Errors
 /// A plan the layer cannot run.
 pub fn best(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Step, SpecError> {
+    let memory: Vec<u64> = plans
+        .par_iter()
+        .map(|&plan| memory_of(scenario, plan, load))
+        .collect::<Result<_, _>>()?;
+    // What does not fit is not worth timing, unless nothing fits: then the leanest is shown.
+    let least = memory.iter().copied().min().unwrap_or(0);
+    let limit = scenario.memory_bytes.max(least);
     let steps: Vec<Step> = plans
         .par_iter()
-        .map(|&plan| simulate_step(scenario, plan, load).map(|trace| trace.step))
+        .zip(memory)
+        .filter(|(_, memory)| *memory <= limit)
+        .map(|(&plan, _)| simulate_step(scenario, plan, load).map(|trace| trace.step))
         .collect::<Result<_, _>>()?;
-    let rank = |step: &Step| {
-        (
-            !step.fits,
-            if step.fits { 0 } else { step.memory_bytes },
-            step.time,
-        )
-    };
+    let faster = |best: Step, step: Step| if step.time < best.time { step } else { best };
     steps
         .into_iter()
-        .reduce(|best, step| {
-            if rank(&step) < rank(&best) {
-                step
-            } else {
-                best
-            }
-        })
+        .reduce(faster)
         .ok_or_else(|| SpecError::new("strategy", "at least one plan", "none"))
 }
