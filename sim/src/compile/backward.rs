@@ -2,7 +2,7 @@
 
 use super::forward::{Saved, dense_bytes};
 use super::tensors::{Shapes, Weights};
-use super::{Source, exchange};
+use super::{Source, exchange, kinds};
 use crate::ir::{
     BufferId, Elementwise, Expert, ExpertRows, Gradient, OpKind, Pass, PerRank, ProgramBuilder,
     Stage, Stream, share_of_chunk,
@@ -19,9 +19,7 @@ pub(super) fn emit(
     weights: &Weights,
     saved: Saved,
 ) {
-    let Source {
-        layer, plan, load, ..
-    } = *source;
+    let Source { layer, plan, .. } = *source;
     let d = shapes.model_dim;
     let degree = if plan.adaptive_r == 0 {
         1
@@ -43,13 +41,7 @@ pub(super) fn emit(
             builder.buffer(format!("combined gradient {chunk}"), shapes.bytes(&rows, d))
         })
         .collect();
-    let kind = OpKind::ScoreGradient {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        copies: load.kept.clone(),
-        slots: shapes.slots.clone(),
-        model_dim: d,
-    };
+    let kind = kinds::score_gradient(source, shapes);
     let mut reads = vec![output_gradient];
     reads.extend(&saved.combined);
     let mut writes = vec![score_gradient];
@@ -62,13 +54,7 @@ pub(super) fn emit(
         writes.push(builder.buffer("combine weight gradients (T,E,C)", gradients));
     }
     builder.push(Stream::Compute, kind, &reads, &writes);
-    let kind = OpKind::Decode {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        copies: load.kept.clone(),
-        slots: shapes.slots.clone(),
-        model_dim: d,
-    };
+    let kind = kinds::decode(source, shapes);
     let mut reads = vec![output_gradient, saved.scores];
     reads.extend(saved.dense.iter().flatten());
     builder.push(Stream::Compute, kind, &reads, &combined_gradient);
@@ -177,25 +163,13 @@ pub(super) fn emit(
         );
     }
     let token_gradient = builder.buffer("token gradient", shapes.bytes(&own_rows, d));
-    let kind = OpKind::Encode {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        copies: load.kept.clone(),
-        slots: shapes.slots.clone(),
-        model_dim: d,
-    };
+    let kind = kinds::encode(source, shapes);
     let mut reads = input_gradient;
     reads.extend(saved.dense.iter().flatten());
     builder.push(Stream::Compute, kind, &reads, &[token_gradient]);
 
     builder.at(Stage::Gate, Pass::Backward, 0);
-    let kind = OpKind::Gate {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        experts: layer.num_experts,
-        model_dim: d,
-        top_k: layer.spec.top_k,
-    };
+    let kind = kinds::gate(source);
     let reads = [score_gradient, saved.scores, saved.tokens, weights.gate];
     builder.push(Stream::Compute, kind, &reads, &[token_gradient]);
 }

@@ -1,7 +1,7 @@
 //! Forward pass: gate, encode, dispatch, expert, combine, decode.
 
 use super::tensors::{Shapes, Weights};
-use super::{Load, Source, exchange};
+use super::{Source, exchange, kinds};
 use crate::ir::{
     BufferId, Elementwise, Expert, Gradient, OpKind, Pass, PerRank, ProgramBuilder, Stage, Stream,
 };
@@ -28,7 +28,6 @@ pub(super) fn emit(
     source: &Source<'_>,
     shapes: &Shapes,
     weights: &Weights,
-    load: &Load,
 ) -> Saved {
     let Source {
         layer, plan, phase, ..
@@ -43,7 +42,7 @@ pub(super) fn emit(
 
     let tokens = builder.external("tokens", shapes.bytes(&own_rows, d));
     let scores = gate(builder, source, tokens, weights);
-    if load.capacity.agreed {
+    if source.load.capacity.agreed {
         builder.push(
             Stream::Communication,
             OpKind::CapacitySync,
@@ -64,13 +63,7 @@ pub(super) fn emit(
             )
         })
         .collect();
-    let kind = OpKind::Encode {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        copies: load.kept.clone(),
-        slots: shapes.slots.clone(),
-        model_dim: d,
-    };
+    let kind = kinds::encode(source, shapes);
     // The dense path makes its mask here, from one tensor a choice that nothing else reads.
     let mut writes = inputs.clone();
     writes.extend(dense.iter().flatten());
@@ -152,13 +145,7 @@ pub(super) fn emit(
         );
     }
     let output = builder.buffer("output", shapes.bytes(&own_rows, d));
-    let kind = OpKind::Decode {
-        encode: plan.encode,
-        tokens: layer.tokens(),
-        copies: load.kept.clone(),
-        slots: shapes.slots.clone(),
-        model_dim: d,
-    };
+    let kind = kinds::decode(source, shapes);
     let mut reads = vec![scores];
     reads.extend(&saved.combined);
     reads.extend(saved.dense.iter().flatten());
@@ -178,13 +165,7 @@ fn gate(
         "gate scores",
         PerRank::Same(layer.tokens() * layer.num_experts * 4),
     );
-    let kind = OpKind::Gate {
-        encode: source.plan.encode,
-        tokens: layer.tokens(),
-        experts: layer.num_experts,
-        model_dim: layer.spec.model_dim,
-        top_k: layer.spec.top_k,
-    };
+    let kind = kinds::gate(source);
     builder.push(Stream::Compute, kind, &[tokens, weights.gate], &[scores]);
     scores
 }

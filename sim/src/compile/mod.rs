@@ -4,6 +4,7 @@ mod backward;
 mod capacity;
 mod exchange;
 mod forward;
+mod kinds;
 mod load;
 mod lone;
 mod tensors;
@@ -76,8 +77,8 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
         layer,
         gpus_per_node,
         plan,
-        load,
         phase,
+        ..
     } = source;
     let mut builder = ProgramBuilder::new(
         layer.world_size as usize,
@@ -86,7 +87,7 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
     );
     let shapes = tensors::Shapes::new(&source);
     let weights = tensors::Weights::allocate(&mut builder, layer, plan.adaptive_r, phase);
-    let saved = forward::emit(&mut builder, &source, &shapes, &weights, load);
+    let saved = forward::emit(&mut builder, &source, &shapes, &weights);
     if phase == Phase::Training {
         backward::emit(&mut builder, &source, &shapes, &weights, saved);
     }

@@ -1,0 +1,32 @@
+//! Operations that forward and backward pass both emit.
+
+use super::Source;
+use super::tensors::Shapes;
+use crate::ir::OpKind;
+
+pub(super) fn gate(source: &Source<'_>) -> OpKind {
+    OpKind::Gate {
+        encode: source.plan.encode,
+        tokens: source.layer.tokens(),
+        experts: source.layer.num_experts,
+        model_dim: source.layer.spec.model_dim,
+        top_k: source.layer.spec.top_k,
+    }
+}
+
+/// Declares the constructors of operations between tokens and the dispatch or combine buffer.
+macro_rules! buffer_kinds {
+    ($($name:ident => $variant:ident),+) => {$(
+        pub(super) fn $name(source: &Source<'_>, shapes: &Shapes) -> OpKind {
+            OpKind::$variant {
+                encode: source.plan.encode,
+                tokens: source.layer.tokens(),
+                copies: source.load.kept.clone(),
+                slots: shapes.slots.clone(),
+                model_dim: shapes.model_dim,
+            }
+        }
+    )+};
+}
+
+buffer_kinds!(encode => Encode, decode => Decode, score_gradient => ScoreGradient);
