@@ -15,6 +15,9 @@ const LL128_PAYLOAD: f64 = 120.0 / 128.0;
 /// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
 const KEPT_MATRICES: usize = 16;
 
+/// An uneven matrix and its drain times, once they are worked out.
+type KeptDrain = (Arc<Vec<u32>>, Arc<OnceLock<Unit>>);
+
 /// Prices exchanges on one kind of cluster.
 #[derive(Debug)]
 pub(super) struct Exchanges {
@@ -22,7 +25,7 @@ pub(super) struct Exchanges {
     network: crate::hardware::Network,
     host_collective: Time,
     host_peer: Time,
-    drains: Mutex<Vec<(Arc<Vec<u32>>, Arc<OnceLock<Unit>>)>>,
+    drains: Mutex<Vec<KeptDrain>>,
 }
 
 /// Drain times of an uneven matrix of rows at one row a second, local and remote flows apart. They

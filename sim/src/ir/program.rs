@@ -218,8 +218,8 @@ impl ProgramBuilder {
         }
         for buffer in writes {
             let buffer = buffer.0 as usize;
-            after.extend(self.writer[buffer].drain(..));
-            after.extend(self.readers[buffer].drain(..));
+            after.append(&mut self.writer[buffer]);
+            after.append(&mut self.readers[buffer]);
         }
         after.sort_unstable();
         after.dedup();
