@@ -16,7 +16,7 @@ fn done(args: &str) -> Ran {
 
 fn json(args: &str) -> Value {
     let ran = done(&format!("{args} --format json"));
-    serde_json::from_str(&ran.stdout).unwrap()
+    serde_json::from_str(&ran.stdout).expect("results are JSON")
 }
 
 /// Every number as `#`: the figures are other tests' business, their names and places are not.
@@ -56,7 +56,14 @@ fn zeroed(value: &mut Value) {
 fn help_of_every_command() {
     let help = |args: &str| done(args).stdout;
     insta::assert_snapshot!("help", help("--help"));
-    for command in ["simulate", "compare", "breakdown", "collective", "kernel"] {
+    for command in [
+        "simulate",
+        "compare",
+        "breakdown",
+        "collective",
+        "kernel",
+        "validate",
+    ] {
         insta::assert_snapshot!(
             format!("help-{command}"),
             help(&format!("{command} --help"))

@@ -34,7 +34,7 @@ fn refused_in_a_line(args: &str, wanted: &[&str]) {
 
 /// A study with `text` is refused, as `study.toml` and with all of `wanted`.
 fn study_refused(text: &str, wanted: &[&str]) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = write(folder.path(), "study.toml", text);
     let output = folder.path().join("out.json");
     let args = [
@@ -42,7 +42,7 @@ fn study_refused(text: &str, wanted: &[&str]) {
         "--config",
         &path,
         "--output",
-        output.to_str().unwrap(),
+        output.to_str().expect("UTF-8"),
     ];
     let ran = moeplan_args(&args);
     assert_eq!(
@@ -70,7 +70,7 @@ fn study_refused(text: &str, wanted: &[&str]) {
 
 fn write(folder: &Path, name: &str, text: &str) -> String {
     let path = folder.join(name);
-    fs::write(&path, text).unwrap();
+    fs::write(&path, text).expect("a file in a temporary folder");
     path.display().to_string()
 }
 

@@ -8,4 +8,5 @@ mod golden;
 mod hostile;
 mod properties;
 mod scale;
+mod sensitivity;
 mod tidy;

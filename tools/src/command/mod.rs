@@ -1,6 +1,7 @@
 //! One file a subcommand: settings in, an [`Answer`](crate::output::Answer) out.
 
 pub mod breakdown;
+mod byte_matrix;
 pub mod collective;
 pub mod compare;
 pub mod kernel;
