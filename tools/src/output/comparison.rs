@@ -121,13 +121,12 @@ pub fn table(runs: &[RunSummary], speedup: &[f64]) -> String {
         marked(run, "dropped_fraction", percent(run.dropped_fraction))
     });
     row("capacity factor", &|_, run| {
-        let (mean, max) = (three(run.capacity_factor), three(run.capacity_factor_max));
-        plain(if mean == max {
-            mean
-        } else {
-            format!("{mean} to {max}")
-        })
+        plain(three(run.capacity_factor))
     });
+    let varies = |run: &RunSummary| three(run.capacity_factor) != three(run.capacity_factor_max);
+    if runs.iter().any(varies) {
+        row("  largest", &|_, run| plain(three(run.capacity_factor_max)));
+    }
     row("memory a GPU", &|_, run| {
         marked(run, "memory", bytes(run.memory_bytes_per_gpu))
     });

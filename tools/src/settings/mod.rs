@@ -312,7 +312,7 @@ pub enum Format {
     /// For people.
     #[default]
     Table,
-    /// For programs, see docs/formats.md.
+    /// For programs.
     Json,
     /// One row a run.
     Csv,
