@@ -252,7 +252,6 @@ fn break_down(step: u64, trace: &Trace, model: &dyn CostModel) -> Breakdown {
 }
 
 fn straggler(program: &Program, timeline: &Timeline) -> Straggler {
-    let rank = timeline.slowest_rank();
     let rows_of = |rank: usize| -> u64 {
         program
             .ops
@@ -272,6 +271,10 @@ fn straggler(program: &Program, timeline: &Timeline) -> Straggler {
     let all: u64 = (0..world).map(rows_of).sum();
     let waits = waiting_for_others(program, timeline);
     let total: Time = waits.iter().copied().sum();
+    // Whoever waits least at collectives is the one the others wait for.
+    let rank = (0..waits.len())
+        .min_by_key(|&rank| waits[rank])
+        .unwrap_or(0);
     let longest = (0..waits.len())
         .rev()
         .max_by_key(|&rank| waits[rank])

@@ -32,7 +32,7 @@ const MAX_EXTENT: u64 = 1 << 24;
 pub enum Kernel {
     /// One matrix product.
     Gemm,
-    /// Many of one shape, each with a weight of its own.
+    /// Many of one shape, each with a weight of its own unless --weights says otherwise.
     BatchedGemm,
     /// The expert feed-forward of one layer in one fused kernel, 16-bit.
     MoeFfn,
@@ -65,6 +65,7 @@ impl Kernel {
             ],
             Kernel::BatchedGemm => &[
                 ("batch", true),
+                ("weights", false),
                 ("m", true),
                 ("n", true),
                 ("k", true),
@@ -302,7 +303,10 @@ fn gemm(settings: &KernelSettings, given: &Given, hardware: &Hardware) -> Result
     let dtype = settings.dtype.unwrap_or(DType::Bf16);
     let shape = match settings.batch {
         None => GemmShape::dense(m, n, k, dtype),
-        Some(_) => GemmShape::batched(batch, m, n, k, dtype),
+        Some(_) => {
+            let weights = extent("weights", settings.weights.or(Some(batch)))?;
+            GemmShape::batched(batch, m, n, k, dtype).sharing(weights.min(batch))
+        }
     };
     // Alone a kernel runs at the rates that were measured, not at what a framework reaches.
     let params = &hardware.gpu.gemm;

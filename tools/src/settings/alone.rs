@@ -118,6 +118,10 @@ pub struct KernelSettings {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u64>,
+    /// batched-gemm: distinct weights; products that share one read it again from L2 [default: one a product]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<u64>,
     /// fp32, tf32, fp16 or bf16 [default: bf16; encode, decode: tf32]
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     #[serde(skip_serializing_if = "Option::is_none")]
