@@ -223,14 +223,11 @@ impl Exchanges {
     }
 
     fn host(&self, exchange: &Exchange<'_>, peers: usize) -> Time {
-        let call = if exchange.first {
-            self.host_collective
-        } else {
-            Time::ZERO
-        };
-        match exchange.transport {
-            Transport::Grouped => call + self.host_peer.times(peers as u64),
-            Transport::FusedSimple | Transport::FusedLl128 => call,
+        // Every exchange of an unfused algorithm is a group call of its own.
+        match (exchange.transport, exchange.first) {
+            (Transport::Grouped, _) => self.host_collective + self.host_peer.times(peers as u64),
+            (Transport::FusedSimple | Transport::FusedLl128, true) => self.host_collective,
+            (Transport::FusedSimple | Transport::FusedLl128, false) => Time::ZERO,
         }
     }
 
