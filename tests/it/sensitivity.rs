@@ -363,3 +363,37 @@ fn every_constant_of_a_cluster_file_matters() {
     }
     assert!(silent.is_empty(), "no probe sees {silent:#?}");
 }
+
+#[test]
+fn a_users_gemm_table_replaces_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gemm.csv");
+    std::fs::write(
+        &path,
+        "gemm_dtype,m,n,k,latency_ms\nbfloat16,16384,2048,2048,5.0\n",
+    )
+    .unwrap();
+    let seconds = |extra: &[&str]| {
+        let fixed = [
+            "simulate",
+            "--gpus",
+            "16",
+            "--dtype",
+            "bf16",
+            "--strategy",
+            "fairseq",
+            "--format",
+            "csv",
+        ];
+        let args: Vec<&str> = fixed.iter().chain(extra).copied().collect();
+        let ran = moeplan_tests::moeplan_args(&args);
+        assert_eq!(ran.exit, moeplan::error::Exit::Done, "{}", ran.stderr);
+        ran.stdout
+    };
+    let table = path.to_str().unwrap();
+    assert_ne!(seconds(&[]), seconds(&["--gemm-table", table]));
+    std::fs::write(&path, "gemm_dtype,m,n,k\nbfloat16,1,1,1\n").unwrap();
+    let ran = moeplan_tests::moeplan_args(&["simulate", "--gpus", "16", "--gemm-table", table]);
+    assert_eq!(ran.exit, moeplan::error::Exit::BadInput);
+    assert!(ran.stderr.contains("latency_ms"), "{}", ran.stderr);
+}

@@ -3,8 +3,8 @@
 use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::settings::{
-    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, ReportSettings,
-    RoutingSettings, StrategySettings,
+    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, PriceSettings,
+    ReportSettings, RoutingSettings, StrategySettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
@@ -68,6 +68,9 @@ pub struct ScenarioArgs {
     /// Where.
     #[command(flatten, next_help_heading = "Cluster")]
     pub cluster: ClusterSettings,
+    /// Measurements to go by.
+    #[command(flatten, next_help_heading = "Cluster")]
+    pub prices: PriceSettings,
     /// The layer.
     #[command(flatten, next_help_heading = "Layer")]
     pub layer: LayerSettings,

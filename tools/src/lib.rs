@@ -180,6 +180,7 @@ fn take(given: &mut Given, scenario: ScenarioArgs, strategies: Vec<String>) {
     given.strategies = strategies;
     given.flags.phase = scenario.phase;
     given.flags.cluster = scenario.cluster;
+    given.flags.prices = scenario.prices;
     given.flags.layer = scenario.layer;
     given.flags.routing = scenario.routing;
     given.refine = scenario.refine;

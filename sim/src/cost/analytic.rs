@@ -1,6 +1,7 @@
 //! The built-in prices: fitted GEMM and NCCL models, memory at HBM's rate, flows on the network.
 
 use super::exchange::{Exchanges, peers};
+use super::gemm_table::GemmTable;
 use super::nccl::{CollectiveKind, Nccl};
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice};
@@ -16,6 +17,7 @@ pub struct Analytic {
     nccl: Nccl,
     exchanges: Exchanges,
     host_launch: Time,
+    gemm_table: Option<GemmTable>,
 }
 
 impl Analytic {
@@ -34,14 +36,27 @@ impl Analytic {
             nccl,
             host_launch,
             exchanges,
+            gemm_table: None,
         })
+    }
+
+    /// These prices with matrix products by a user's own measurements: what was measured is taken
+    /// as it is, not at the software's share of a fitted rate.
+    pub fn with_gemm_table(self, table: GemmTable) -> Self {
+        Analytic {
+            gemm_table: Some(table),
+            ..self
+        }
     }
 }
 
 impl CostModel for Analytic {
     fn kernel(&self, work: &Work) -> Estimate {
         match work {
-            Work::Gemm(shape) => self.hardware.gpu.gemm.estimate(shape),
+            Work::Gemm(shape) => match &self.gemm_table {
+                Some(table) => table.estimate(shape),
+                None => self.hardware.gpu.gemm.estimate(shape),
+            },
             Work::Memory { bytes: 0 } => Estimate::new(Time::ZERO, Provenance::Roofline),
             Work::Memory { bytes } => {
                 let seconds = self.hardware.gpu.kernel_us * 1e-6

@@ -6,7 +6,6 @@ use crate::play::{play, refused, scenario};
 use crate::resolve::{Given, Resolved};
 use crate::session::Session;
 use moeplan_sim::compile::Routing;
-use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::{CostModel, Exchange};
 use moeplan_sim::ir::{
     Expert, Gradient, Op, OpKind, Program, Stage, Timeline, critical_path, waiting_for_others,
@@ -133,7 +132,7 @@ pub fn run(
             message,
         ));
     }
-    let model = Analytic::new(&resolved.hardware)?;
+    let model = resolved.model()?;
     // Policies learn, so all steps are played even where one is asked for.
     let plays = play(resolved, &model, session)?;
     let run = plays

@@ -7,7 +7,6 @@ use crate::resolve::{Planned, Resolved};
 use crate::session::Session;
 use crate::settings::Study;
 use crate::summary::RunSummary;
-use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::spec::Strategy;
 use serde_json::{Value, json};
 
@@ -76,7 +75,7 @@ pub fn run(
     resolved: &Resolved,
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
-    let model = Analytic::new(&resolved.hardware)?;
+    let model = resolved.model()?;
     let plays = play(resolved, &model, session)?;
     if resolved.study.report.timings {
         let timings = plays.timings;

@@ -7,8 +7,12 @@ use crate::error::{Error, Place};
 use crate::presets;
 use crate::routing::RoutingSource;
 use crate::settings::{LayerSettings, StrategySettings, Study};
+use moeplan_sim::cost::analytic::Analytic;
+use moeplan_sim::cost::gemm_table::GemmTable;
 use moeplan_sim::hardware::{self, Hardware};
 use moeplan_sim::spec::{Experts, LayerSpec, Phase, ResolvedLayer, SpecError, Strategy};
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// Most GPUs simulated. Programs in which all ranks are alike stay small at any size; this is where
@@ -52,6 +56,27 @@ pub struct Resolved {
     pub strategies: Vec<Planned>,
     /// Where tokens go.
     pub routing: RoutingSource,
+}
+
+impl Resolved {
+    /// The prices in force: the cluster's, with the user's own measurements over them.
+    ///
+    /// # Errors
+    /// A table that cannot be read.
+    pub fn model(&self) -> Result<Analytic, Error> {
+        let model = Analytic::new(&self.hardware)?;
+        let Some(path) = &self.study.prices.gemm_table else {
+            return Ok(model);
+        };
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|source| Error::Read {
+            path: name.clone(),
+            source,
+        })?;
+        let table = GemmTable::read(BufReader::new(file), &self.hardware.gpu.gemm)
+            .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
+        Ok(model.with_gemm_table(table))
+    }
 }
 
 /// Settings of the flags and of the study file, before anything is decided.
@@ -208,6 +233,13 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     study.cluster.file = None;
     study.cluster.gpus = Some(gpus);
     study.cluster.gpus_per_node = Some(gpus_per_node);
+    let beside = |path: &PathBuf| given.beside(path);
+    let gemm_table = flags
+        .prices
+        .gemm_table
+        .clone()
+        .or_else(|| file.prices.gemm_table.as_ref().map(beside));
+    study.prices.gemm_table = gemm_table;
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;
     study.output = flags.output.clone();

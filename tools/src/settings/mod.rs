@@ -37,6 +37,8 @@ pub struct Study {
     pub phase: Option<Phase>,
     /// Where the layer runs.
     pub cluster: ClusterSettings,
+    /// Measurements to go by.
+    pub prices: PriceSettings,
     /// The layer.
     pub layer: LayerSettings,
     /// Compare the feature ladder of the paper's Figure 14 instead of strategies of one's own.
@@ -79,6 +81,16 @@ pub struct ClusterSettings {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpus_per_node: Option<u64>,
+}
+
+/// `[prices]`: measurements that replace a built-in model.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct PriceSettings {
+    /// Measured GEMM times to go by, columns gemm_dtype, m, n, k, latency_ms
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gemm_table: Option<PathBuf>,
 }
 
 /// `[layer]`, and a layer file.
