@@ -132,14 +132,25 @@ fn a_serial_chain_takes_the_sum_of_its_parts() {
 
 #[test]
 fn two_streams_that_overlap_slow_each_other_down_and_finish_exactly() {
-    // Both run from 0. The collective has 60 ns of work at rate 3/4: done at 80. The GEMM has done
-    // 80 / 2 = 40 of 60 ns by then and runs its last 20 alone: done at 100.
-    let ops = vec![kernel(60), collective(60)];
-    check(4, ops, &[&[(0, 100), (0, 80)]]);
-    // A collective from 20 on: the GEMM has done 20 of 60. Both then run; the GEMM's 40 at 1/2 take
-    // 80 ns, to 100, when the collective has done 60 of 90; its last 30 run alone, to 130.
+    // The GEMM joins at 20, when the collective has 45 of 65 ns left. At rate 3/4 they take 60, to
+    // 80, when the GEMM has done 60 / 2 = 30 of 60 ns; its last 30 run alone, to 110.
+    let ops = vec![collective(65).host(20), kernel(60)];
+    check(4, ops, &[&[(0, 80), (20, 110)]]);
+}
+
+#[test]
+fn a_collective_waits_until_a_running_kernel_leaves_the_gpu() {
+    // The collective is there at 20, beside a kernel that fills the GPU until 60. It then goes before
+    // the second kernel, which came later: both run, the kernel's 30 ns at 1/2 to 120, when the
+    // collective has done 45 of 60; its last 15 run alone, to 135.
+    let ops = vec![kernel(60).host(20), collective(60), kernel(30)];
+    check(4, ops, &[&[(0, 60), (60, 135), (60, 120)]]);
+    // Ready at the same moment, the kernel of the stream that just ended one goes first.
     let ops = vec![kernel(20), collective(90).after(&[0]), kernel(40)];
-    check(4, ops, &[&[(0, 20), (20, 130), (20, 100)]]);
+    check(4, ops, &[&[(0, 20), (60, 150), (20, 60)]]);
+    // Two ranks: the one whose kernel ends later decides for both.
+    let ops = vec![kernel(0).by_rank(&[30, 50]).host(20), collective(60)];
+    check(2, ops, &[&[(0, 30), (50, 110)], &[(0, 50), (50, 110)]]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The chain of operations that decides how long a step takes.
 
-use super::{OpId, Program, Stream, Timeline};
+use super::{Op, OpId, Program, Stream, Timeline};
 use crate::units::Time;
 
 /// One operation of the critical path.
@@ -19,7 +19,8 @@ pub struct PathOp {
 
 /// The critical path of `timeline`, first operation first: from the operation that ends last on the
 /// slowest rank back to whatever ended latest of all it had to wait for. That is the operation
-/// before it on its stream and its predecessors and, for a collective, those of every participant.
+/// before it on its stream, its predecessors, a kernel of the other stream that filled the GPU when
+/// it was ready and, for a collective, those of every participant.
 ///
 /// The parts add up: the sum of `waited` and `ran` is the time of the step.
 pub fn critical_path(program: &Program, timeline: &Timeline) -> Vec<PathOp> {
@@ -37,7 +38,8 @@ pub fn critical_path(program: &Program, timeline: &Timeline) -> Vec<PathOp> {
         let waits_for = participants.flat_map(|rank| {
             let after = program.ops[op.index()].after.iter().copied();
             let before = before_on_stream[op.index()];
-            after.chain(before).map(move |op| (rank, op))
+            let kernel = kept_out_by(program, timeline, &before_on_stream, rank, op);
+            after.chain(before).chain(kernel).map(move |op| (rank, op))
         });
         // Of equals the first: the lowest rank.
         let latest = waits_for
@@ -76,6 +78,44 @@ fn before_on_stream(program: &Program) -> Vec<Option<OpId>> {
     before
 }
 
+/// When `rank` had done everything that `op` needs.
+fn ready(
+    program: &Program,
+    timeline: &Timeline,
+    before_on_stream: &[Option<OpId>],
+    rank: usize,
+    op: OpId,
+) -> Time {
+    let after = program.ops[op.index()].after.iter().copied();
+    after
+        .chain(before_on_stream[op.index()])
+        .map(|op| timeline.span(rank, op).end)
+        .max()
+        .unwrap_or(Time::ZERO)
+}
+
+/// The kernel of the other stream that filled the GPU of `rank` when `op` was ready, if any.
+fn kept_out_by(
+    program: &Program,
+    timeline: &Timeline,
+    before_on_stream: &[Option<OpId>],
+    rank: usize,
+    op: OpId,
+) -> Option<OpId> {
+    let ready = ready(program, timeline, before_on_stream, rank, op);
+    let start = timeline.span(rank, op).start;
+    let stream = program.ops[op.index()].stream;
+    let fills = |(id, other): &(OpId, &Op)| {
+        let span = timeline.span(rank, *id);
+        other.stream != stream
+            && other.kind.scope(&program.traffic).is_none()
+            && span.start <= ready
+            && ready < span.end
+            && span.end <= start
+    };
+    program.iter().find(fills).map(|(id, _)| id)
+}
+
 /// The ranks that had to be there before `op` could start on `rank`: itself, or its group. Where one
 /// rank was played for all, it is its own group.
 fn participants(
@@ -97,7 +137,7 @@ fn participants(
 }
 
 /// How long each rank waited for others at the start of collectives, by rank: from the moment it had
-/// done everything it needed to the moment the last participant had. One entry where one rank was
+/// done everything it needed and had room on its GPU to the moment the last participant had. One entry where one rank was
 /// played for all, which then never waits.
 pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
     let before_on_stream = before_on_stream(program);
@@ -106,13 +146,12 @@ pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
         .filter(|(_, op)| op.kind.scope(&program.traffic).is_some())
         .map(|(id, _)| id)
         .collect();
-    let ready = |rank: usize, op: OpId| {
-        let after = program.ops[op.index()].after.iter().copied();
-        after
-            .chain(before_on_stream[op.index()])
-            .map(|op| timeline.span(rank, op).end)
-            .max()
-            .unwrap_or(Time::ZERO)
+    let arrived = |rank: usize, op: OpId| {
+        let kernel = kept_out_by(program, timeline, &before_on_stream, rank, op);
+        match kernel {
+            Some(kernel) => timeline.span(rank, kernel).end,
+            None => ready(program, timeline, &before_on_stream, rank, op),
+        }
     };
     if timeline.rows() == 1 {
         return vec![Time::ZERO];
@@ -123,7 +162,7 @@ pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
                 timeline
                     .span(rank, op)
                     .start
-                    .saturating_sub(ready(rank, op))
+                    .saturating_sub(arrived(rank, op))
             });
             waits.sum()
         })
