@@ -424,3 +424,21 @@ fn a_measured_table_is_used_where_it_covers_the_case() {
     assert_eq!(run["time_ns"], 500_000);
     assert_eq!(run["provenance"], "measured");
 }
+
+#[test]
+fn top_k_may_change_from_step_to_step() {
+    let fixed = "simulate --gpus 16 --strategy fairseq --routing zipf:0.5 --per-step";
+    let alone = |k: &str| json(&format!("{fixed} --top-k {k}"))["runs"][0]["per_step"].clone();
+    let both = json(&format!("{fixed} --top-k 2,1 --steps 3"));
+    assert_eq!(
+        both["settings"]["layer"]["top-k"],
+        serde_json::json!([2, 1])
+    );
+    let steps = &both["runs"][0]["per_step"];
+    let time = |steps: &Value, index: usize| steps[index]["step_time_ns"].clone();
+    assert_eq!(time(steps, 0), time(&alone("2"), 0));
+    // Drawn from another stream than step 0, but padded: the same capacity, the same time.
+    assert_eq!(time(steps, 1), time(&alone("1 --steps 2"), 1));
+    assert_eq!(time(steps, 2), time(&alone("2 --steps 3"), 2));
+    assert_ne!(time(steps, 0), time(steps, 1));
+}

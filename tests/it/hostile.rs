@@ -83,6 +83,7 @@ fn numbers_out_of_range() {
         ("--model-dim 4294967296 --hidden-dim 4294967296", "2^40"),
         ("--top-k 0", "--top-k: expected 1 to"),
         ("--top-k 99999", "--top-k: expected 1 to"),
+        ("--top-k 2,99999", "--top-k: expected 1 to"),
         (
             "--capacity-factor NaN",
             "--capacity-factor: expected a number from",
@@ -163,6 +164,7 @@ fn flags_of_the_wrong_kind() {
         ("simulate --tokens-per-step -5", "-5"),
         ("simulate --tokens-per-step many", "many"),
         ("simulate --top-k 99999999999", "99999999999"),
+        ("simulate --top-k 2,", "expected a number or numbers"),
         ("simulate --dtype fp64", "expected fp32, tf32, fp16"),
         ("simulate --encode fast", "expected dense, sparse"),
         ("simulate --all-to-all 4dh", "expected linear, 2dh"),
@@ -202,6 +204,14 @@ fn study_files_are_told_by_line_and_field() {
         (
             "[layer]\ntop-k = 'two'\n",
             vec!["study.toml:2", "layer.top-k", "two"],
+        ),
+        (
+            "[layer]\ntop-k = []\n",
+            vec!["study.toml:2", "layer.top-k", "list of numbers"],
+        ),
+        (
+            "[layer]\ntop-k = [2, -1]\n",
+            vec!["study.toml:2", "layer.top-k", "-1"],
         ),
         (
             "[layer]\ncapacity-factor = nan\n",

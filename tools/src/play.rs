@@ -53,7 +53,7 @@ pub struct Plays {
 /// The scenario of `resolved` under `model`.
 pub fn scenario<'a>(resolved: &'a Resolved, model: &'a dyn CostModel) -> Scenario<'a> {
     Scenario {
-        layer: &resolved.layer,
+        layer: resolved.layer(0),
         gpus_per_node: resolved.gpus_per_node,
         memory_bytes: resolved.hardware.memory_bytes(),
         reserved_bytes: resolved.hardware.reserved_bytes(),
@@ -109,7 +109,7 @@ pub fn play(
         let clock = session.clock();
         let (decided, ahead) = session.on_threads(|| {
             rayon::join(
-                || step(&mut runners, routing.as_ref()),
+                || step(&mut runners, resolved.layer(index), routing.as_ref()),
                 || (index + 1 < count).then(|| resolved.routing.step(index + 1)),
             )
         })?;
@@ -134,14 +134,18 @@ pub fn play(
     })
 }
 
-fn step(
-    runners: &mut [Runner<'_>],
+fn step<'a>(
+    runners: &mut [Runner<'a>],
+    layer: &'a ResolvedLayer,
     routing: Option<&RoutingStep>,
 ) -> Result<Vec<Decided>, SpecError> {
     let routing = routing.map_or(Routing::Balanced, Routing::Step);
     runners
         .par_iter_mut()
-        .map(|runner| runner.step(&routing))
+        .map(|runner| {
+            runner.reroute(layer);
+            runner.step(&routing)
+        })
         .collect()
 }
 
@@ -151,15 +155,16 @@ fn cover(resolved: &Resolved) -> Result<Vec<Planned>, Error> {
     if !planned.iter().any(|planned| planned.cover_routing) {
         return Ok(planned);
     }
-    let most = (0..resolved.routing.len())
+    let needed = (0..resolved.routing.len())
         .into_par_iter()
         .map(|index| {
             let step = resolved.routing.step(index)?;
             let routing = step.as_ref().map_or(Routing::Balanced, Routing::Step);
-            Ok(routing.largest_count(&resolved.layer))
+            let layer = resolved.layer(index);
+            Ok(covering(layer, routing.largest_count(layer)))
         })
-        .collect::<Result<Vec<u64>, Error>>()?;
-    let x = covering(&resolved.layer, most.into_iter().max().unwrap_or(0));
+        .collect::<Result<Vec<f64>, Error>>()?;
+    let x = needed.into_iter().fold(0.0, f64::max);
     for planned in &mut planned {
         if planned.cover_routing && planned.strategy.padding == Padding::Capacity {
             planned.strategy.capacity_factor = Some(x);

@@ -19,7 +19,8 @@ pub struct RoutingSource {
     /// Settings in force.
     pub settings: RoutingSettings,
     seed: u64,
-    shape: Option<Shape>,
+    /// Shapes of successive steps, in turn; they differ in k alone. None where routing is balanced.
+    shapes: Vec<Shape>,
     kind: Kind,
 }
 
@@ -40,14 +41,15 @@ enum Kind {
 }
 
 impl RoutingSource {
-    /// Reads and checks; `place` says where a field was set.
+    /// Reads and checks; `layers` are those of successive steps, in turn; `place` says where a field
+    /// was set.
     ///
     /// # Errors
     /// No such trace, a trace that cannot be read, a specification out of range, or routing that
     /// does not fit in memory.
     pub fn new(
         settings: &RoutingSettings,
-        layer: &ResolvedLayer,
+        layers: &[ResolvedLayer],
         seed: u64,
         place: &dyn Fn(&str) -> Place,
     ) -> Result<RoutingSource, Error> {
@@ -72,7 +74,7 @@ impl RoutingSource {
         let default = if settings.trace.is_some() {
             TRACE_STEPS
         } else {
-            1
+            layers.len() as u64
         };
         let steps = settings.steps.unwrap_or(default);
         if !(1..=MAX_STEPS).contains(&steps) {
@@ -96,14 +98,16 @@ impl RoutingSource {
             Kind::Recorded { steps, .. } => steps.len() as u64,
             Kind::Balanced { .. } | Kind::Made { .. } => steps,
         });
-        let shape = match &kind {
-            Kind::Balanced { .. } => None,
-            Kind::Made { .. } | Kind::Recorded { .. } => Some(shape_of(layer)?),
+        let shapes = match &kind {
+            Kind::Balanced { .. } => Vec::new(),
+            Kind::Made { .. } | Kind::Recorded { .. } => {
+                layers.iter().map(shape_of).collect::<Result<_, _>>()?
+            }
         };
         Ok(RoutingSource {
             settings,
             seed,
-            shape,
+            shapes,
             kind,
         })
     }
@@ -126,16 +130,20 @@ impl RoutingSource {
     /// # Errors
     /// A shape that cannot be drawn.
     pub fn step(&self, index: usize) -> Result<Option<RoutingStep>, Error> {
-        let (Some(shape), kind) = (&self.shape, &self.kind) else {
+        let Some(shape) = self.shape(index) else {
             return Ok(None);
         };
-        match kind {
+        match &self.kind {
             Kind::Balanced { .. } => Ok(None),
             Kind::Made { spec, .. } => {
                 Ok(Some(spec.generate(shape, self.seed, index as u64, 0)?))
             }
             Kind::Recorded { steps, .. } => Ok(Some(steps[index].resample(shape, self.seed)?)),
         }
+    }
+
+    fn shape(&self, index: usize) -> Option<&Shape> {
+        self.shapes.get(index % self.shapes.len().max(1))
     }
 
     /// The number of step `index` in its recording.
@@ -166,7 +174,7 @@ impl RoutingSource {
                 recorded,
                 steps,
             } => {
-                let (Some(shape), Some(first)) = (&self.shape, steps.first()) else {
+                let (Some(shape), Some(first)) = (self.shape(0), steps.first()) else {
                     return String::new();
                 };
                 let trace = self.settings.trace.as_deref().unwrap_or_default();
@@ -174,7 +182,7 @@ impl RoutingSource {
                     "trace {trace}, MoE layer {layer}, {} of {recorded} recorded steps",
                     steps.len()
                 );
-                if first.shape().as_ref() == Some(shape) {
+                if self.as_recorded() {
                     return format!("{what}, as recorded");
                 }
                 format!(
@@ -196,11 +204,18 @@ impl RoutingSource {
         match &self.kind {
             Kind::Balanced { .. } => "assumed",
             Kind::Made { .. } => "made-up",
-            Kind::Recorded { steps, .. } => match (&self.shape, steps.first()) {
-                (Some(shape), Some(step)) if step.shape().as_ref() == Some(shape) => "recorded",
-                _ => "resampled",
-            },
+            Kind::Recorded { .. } if self.as_recorded() => "recorded",
+            Kind::Recorded { .. } => "resampled",
         }
+    }
+
+    /// Whether the layer has the shape of the recording, so that its steps are replayed unchanged.
+    fn as_recorded(&self) -> bool {
+        let Kind::Recorded { steps, .. } = &self.kind else {
+            return false;
+        };
+        let recorded = steps.first().and_then(RoutingStep::shape);
+        self.shapes.iter().all(|shape| recorded == Some(*shape))
     }
 }
 

@@ -7,7 +7,7 @@ pub use search::{best, candidates};
 
 use crate::compile::{Load, Routing};
 use crate::simulate::{Scenario, Step, Trace, simulate_step};
-use crate::spec::{Policy, SpecError, Strategy};
+use crate::spec::{Policy, ResolvedLayer, SpecError, Strategy};
 use crate::units::Time;
 use dictionary::Dictionary;
 
@@ -59,6 +59,11 @@ impl<'a> Runner<'a> {
             dictionary: Dictionary::default(),
             with_oracle,
         })
+    }
+
+    /// Steps from here on are of `layer`, which differs from the one before in top-k alone (top-ANY).
+    pub fn reroute(&mut self, layer: &'a ResolvedLayer) {
+        self.scenario.layer = layer;
     }
 
     /// The load of `routing` under this strategy's capacity setting.

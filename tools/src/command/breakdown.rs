@@ -150,12 +150,13 @@ pub fn run(
     };
     let routing = session.on_threads(|| resolved.routing.step(index))??;
     let routing = routing.as_ref().map_or(Routing::Balanced, Routing::Step);
-    let runner = Runner::new(
+    let mut runner = Runner::new(
         scenario(resolved, &model),
         run.planned.strategy.clone(),
         false,
     )
     .map_err(|error| refused(&error))?;
+    runner.reroute(resolved.layer(index));
     let trace = runner
         .trace(&routing, played.decided.step.plan)
         .map_err(|error| refused(&error))?;

@@ -92,7 +92,7 @@ pub fn run(
         .iter()
         .filter_map(|run| {
             let memory = resolved.hardware.memory_bytes();
-            RunSummary::new(run, &resolved.layer, memory, &resolved.routing, per_step)
+            RunSummary::new(run, resolved.layer(0), memory, &resolved.routing, per_step)
         })
         .collect();
     let first = runs.first().map_or(0, |run| run.step_time_ns);

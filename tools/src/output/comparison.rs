@@ -9,11 +9,16 @@ use moeplan_sim::spec::{Experts, Phase};
 
 /// What a table is about, in two or three lines.
 pub fn heading(resolved: &Resolved) -> String {
-    let spec = &resolved.layer.spec;
+    let layer = resolved.layer(0);
+    let spec = &layer.spec;
+    let top_k = match &resolved.study.layer.top_k {
+        Some(top_k) if top_k.by_step().len() > 1 => format!("{top_k} in turn"),
+        Some(_) | None => spec.top_k.to_string(),
+    };
     let experts = match spec.experts {
         Experts::PerGpu(per_gpu) => format!(
             "{per_gpu} experts a GPU ({} in all)",
-            count(resolved.layer.num_experts)
+            count(layer.num_experts)
         ),
         Experts::Total(total) => format!("{} experts", count(total)),
     };
@@ -21,7 +26,7 @@ pub fn heading(resolved: &Resolved) -> String {
     let mut text = paragraph(
         &format!(
             "{} GPUs, {} a node: {}",
-            count(resolved.layer.world_size),
+            count(layer.world_size),
             resolved.gpus_per_node,
             resolved.hardware.description
         ),
@@ -34,7 +39,7 @@ pub fn heading(resolved: &Resolved) -> String {
             count(spec.tokens_per_step),
             count(spec.model_dim),
             count(spec.hidden_dim),
-            spec.top_k,
+            top_k,
             capacity_words(spec.capacity_factor),
             spec.dtype,
             match resolved.phase {

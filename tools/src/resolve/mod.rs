@@ -6,7 +6,7 @@ use crate::document::Document;
 use crate::error::{Error, Place};
 use crate::presets;
 use crate::routing::RoutingSource;
-use crate::settings::{LayerSettings, StrategySettings, Study};
+use crate::settings::{LayerSettings, StrategySettings, Study, TopK};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm_table::GemmTable;
 use moeplan_sim::hardware::{self, Hardware};
@@ -50,8 +50,8 @@ pub struct Resolved {
     pub phase: Phase,
     /// m.
     pub gpus_per_node: u64,
-    /// The layer on its world.
-    pub layer: ResolvedLayer,
+    /// The layer on its world in successive steps, in turn; they differ in top-k alone.
+    pub layers: Vec<ResolvedLayer>,
     /// Strategies, in order.
     pub strategies: Vec<Planned>,
     /// Where tokens go.
@@ -59,6 +59,11 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// The layer in step `step`: k may differ from step to step.
+    pub fn layer(&self, step: usize) -> &ResolvedLayer {
+        &self.layers[step % self.layers.len()]
+    }
+
     /// The prices in force: the cluster's, with the user's own measurements over them.
     ///
     /// # Errors
@@ -195,13 +200,22 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
         return Err(given.blame(&["cluster"], None, &error));
     }
     let gpus_per_node = gpus_per_node(given, &hardware, gpus)?;
-    let (layer_name, layer_document, spec) = layer(given)?;
-    let layer = spec
-        .resolve(gpus)
+    let (layer_name, layer_document, spec, top_k) = layer(given)?;
+    let layers = top_k
+        .by_step()
+        .iter()
+        .map(|&top_k| {
+            LayerSpec {
+                top_k,
+                ..spec.clone()
+            }
+            .resolve(gpus)
+        })
+        .collect::<Result<Vec<_>, SpecError>>()
         .map_err(|error| given.blame(&["layer"], layer_document.as_ref(), &error))?;
     let strategies = strategies::planned(given, default_strategies)?;
     for (index, planned) in strategies.iter().enumerate() {
-        strategies::check(given, index, &planned.strategy, &layer)?;
+        strategies::check(given, index, &planned.strategy, &layers[0])?;
     }
     let seed = given.seed();
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
@@ -213,7 +227,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     }
     let routing = flags.routing.over(&file_routing);
     let place = |field: &str| given.place(&["routing"], None, field);
-    let routing = RoutingSource::new(&routing, &layer, seed, &place)?;
+    let routing = RoutingSource::new(&routing, &layers, seed, &place)?;
     let mut study = Study {
         seed: Some(seed),
         phase: Some(phase),
@@ -226,7 +240,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
             })
             .collect(),
         routing: routing.settings.clone(),
-        layer: complete_layer(layer_name, &spec),
+        layer: complete_layer(layer_name, &spec, top_k),
         ..file.clone()
     };
     study.cluster.preset = Some(cluster_name);
@@ -249,7 +263,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
         seed,
         phase,
         gpus_per_node,
-        layer,
+        layers,
         strategies,
         routing,
     })
@@ -331,7 +345,8 @@ pub fn gpus_per_node(given: &Given, hardware: &Hardware, gpus: u64) -> Result<u6
     Ok(gpus_per_node)
 }
 
-fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> {
+/// The layer's name, its file, itself, and k of successive steps.
+fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec, TopK), Error> {
     let (flag, file) = (&given.flags.layer, &given.file.layer);
     let presets = presets::layers();
     let (name, path, place) = match (&flag.preset, &file.preset, &file.file) {
@@ -359,8 +374,8 @@ fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> 
         ),
     };
     let preset = presets.iter().find(|preset| preset.name == name);
-    let (document, mut spec) = match preset {
-        Some(preset) => (None, preset.layer.clone()),
+    let (document, mut spec, in_file) = match preset {
+        Some(preset) => (None, preset.layer.clone(), None),
         None if looks_like_a_file(&name, &path) => {
             let document = Document::read(&path)?;
             let settings: LayerSettings = document.parse()?;
@@ -368,7 +383,7 @@ fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> 
             let base = layer_base(&settings, &place)?;
             let mut spec = base;
             overlay(&mut spec, &settings, &place)?;
-            (Some(document), spec)
+            (Some(document), spec, settings.top_k)
         }
         None => {
             let known: Vec<&str> = presets.iter().map(|preset| preset.name).collect();
@@ -379,7 +394,9 @@ fn layer(given: &Given) -> Result<(String, Option<Document>, LayerSpec), Error> 
     let place = |field: &str| given.place(&["layer"], None, field);
     overlay(&mut spec, file, &place)?;
     overlay(&mut spec, flag, &place)?;
-    Ok((name, document, spec))
+    let set = flag.top_k.clone().or(file.top_k.clone()).or(in_file);
+    let top_k = set.unwrap_or(TopK::always(spec.top_k));
+    Ok((name, document, spec, top_k))
 }
 
 /// The preset that a layer file starts from: `paper` where it says none.
@@ -419,13 +436,12 @@ fn overlay(
     spec.tokens_per_step = over.tokens_per_step.unwrap_or(spec.tokens_per_step);
     spec.model_dim = over.model_dim.unwrap_or(spec.model_dim);
     spec.hidden_dim = over.hidden_dim.unwrap_or(spec.hidden_dim);
-    spec.top_k = over.top_k.unwrap_or(spec.top_k);
     spec.capacity_factor = over.capacity_factor.unwrap_or(spec.capacity_factor);
     spec.dtype = over.dtype.unwrap_or(spec.dtype);
     Ok(())
 }
 
-fn complete_layer(name: String, spec: &LayerSpec) -> LayerSettings {
+fn complete_layer(name: String, spec: &LayerSpec, top_k: TopK) -> LayerSettings {
     let (experts_per_gpu, num_experts) = match spec.experts {
         Experts::PerGpu(per_gpu) => (Some(per_gpu), None),
         Experts::Total(total) => (None, Some(total)),
@@ -438,7 +454,7 @@ fn complete_layer(name: String, spec: &LayerSpec) -> LayerSettings {
         hidden_dim: Some(spec.hidden_dim),
         experts_per_gpu,
         num_experts,
-        top_k: Some(spec.top_k),
+        top_k: Some(top_k),
         capacity_factor: Some(spec.capacity_factor),
         dtype: Some(spec.dtype),
     }

@@ -5,8 +5,10 @@
 //! [`crate::resolve`].
 
 mod alone;
+mod top_k;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
+pub use top_k::TopK;
 
 use clap::Args;
 use moeplan_sim::spec::{
@@ -130,10 +132,10 @@ pub struct LayerSettings {
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_experts: Option<u64>,
-    /// k: experts per token
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    /// k: experts per token; several, like 2,1,4, are those of successive steps, in turn
+    #[arg(long, value_name = "K[,K...]", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<u32>,
+    pub top_k: Option<TopK>,
     /// Capacity: above 0 fixed, 0 the least that drops no token, below 0 as 0 but at most -X
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
