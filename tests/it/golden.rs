@@ -70,3 +70,15 @@ fn no_figure_is_worse_than_recorded_and_the_document_is_of_today() {
         Err(_) => eprintln!("SKIPPED, NOTHING CHECKED: there is no docs/VALIDATION.md"),
     }
 }
+
+#[test]
+fn the_readme_shows_what_the_main_job_prints_today() {
+    let ran = moeplan_tests::moeplan_args(&[]);
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    assert!(
+        readme.contains(ran.stdout.trim_end()),
+        "README.md is stale, the main job prints:\n{}",
+        ran.stdout
+    );
+}
