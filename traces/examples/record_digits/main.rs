@@ -178,6 +178,7 @@ fn meta(options: &Options, model: &Model) -> TraceMeta {
         origin: "handwritten digits of Alpaydin and Kaynak (UCI Machine Learning Repository, 1998), as in sklearn/datasets/data/digits.csv.gz of scikit-learn 1.5.2".to_owned(),
         licence: "data CC BY 4.0 (UCI), through scikit-learn (BSD-3-Clause); this trace MIT OR Apache-2.0".to_owned(),
         recorded_by: options.command(),
+        reduced: Vec::new(),
         notes: vec![
             "a token is one of 16 overlapping 4x4 patches of an 8x8 image".to_owned(),
             format!(
