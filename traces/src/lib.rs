@@ -16,8 +16,11 @@ mod stats;
 
 pub use error::{Place, TraceError};
 pub use format::{Trace, TraceMeta, TraceReader, TraceWriter};
-pub use generate::{Popularity, RoutingSpec};
+pub use generate::{Curve, Domains, Popularity, RoutingSpec, Transitions, Workload};
 pub use import::{ImportOptions, open};
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};
-pub use stats::StepStats;
+pub use stats::{
+    Autocorrelation, ChangePoint, Forecast, LAGS, LayerDistance, LayerStats, Range, StatsBuilder,
+    StepStats, TraceDistance, TraceStats, jensen_shannon_bits, total_variation,
+};
