@@ -16,7 +16,7 @@ mod stats;
 
 pub use error::{Place, TraceError};
 pub use format::{Trace, TraceMeta, TraceReader, TraceWriter};
-pub use generate::{Curve, Domains, Popularity, RoutingSpec, Transitions, Workload};
+pub use generate::{Curve, Domains, FittedTrace, Popularity, RoutingSpec, Transitions, Workload};
 pub use import::{ImportOptions, open};
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};

@@ -1,5 +1,6 @@
 //! Made-up routing from a short specification, such as `zipf:1.2,drift=0.1`.
 
+mod fit;
 mod motion;
 mod spec;
 mod transition;
@@ -12,6 +13,7 @@ use crate::draw::{Shares, Source, below, fill_rows, stream};
 use crate::error::{Place, TraceError};
 use crate::routing::{RoutingStep, Shape};
 
+pub use fit::FittedTrace;
 pub use transition::Transitions;
 pub use workload::Workload;
 

@@ -68,11 +68,14 @@ impl StatsBuilder {
     /// The statistics of what was pushed.
     pub fn finish(self) -> TraceStats {
         let layers = self.layers.into_iter();
-        TraceStats {
-            layers: layers
-                .map(|(layer, series)| LayerStats::new(layer, series, &self.lags))
-                .collect(),
+        let mut layers: Vec<LayerStats> = layers
+            .map(|(layer, series)| LayerStats::new(layer, series, &self.lags))
+            .collect();
+        for later in 1..layers.len() {
+            layers[later].coupling_to_previous =
+                layer::coupling(&layers[later - 1], &layers[later]);
         }
+        TraceStats { layers }
     }
 }
 
