@@ -159,6 +159,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.kernel = args.settings;
             command::kernel::run(args.kernel, &given)?
         }
+        Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,
     };
     output::write(&answer, &mut session)?;
     Ok(exit)

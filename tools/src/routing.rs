@@ -233,7 +233,14 @@ fn recorded(
     steps: u64,
     place: &dyn Fn(&str) -> Place,
 ) -> Result<Kind, Error> {
-    let trace = open(name, settings, place)?;
+    let defaults = ImportOptions::default();
+    let options = ImportOptions {
+        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
+        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+        experts: settings.trace_experts,
+        top_k: settings.trace_top_k,
+    };
+    let trace = open(name, &options, place("trace"))?;
     let layers = trace.layers();
     let layer = match (settings.trace_layer, layers.first()) {
         (Some(layer), _) if layers.contains(&layer) => layer,
@@ -277,11 +284,11 @@ fn recorded(
     })
 }
 
-fn open(
-    name: &str,
-    settings: &RoutingSettings,
-    place: &dyn Fn(&str) -> Place,
-) -> Result<Trace, Error> {
+/// A shipped trace, or the file of this name; `place` is where it was named.
+///
+/// # Errors
+/// No such trace, or one that cannot be read.
+pub fn open(name: &str, options: &ImportOptions, place: Place) -> Result<Trace, Error> {
     if SHIPPED.contains(&name) {
         return Ok(shipped(name)?);
     }
@@ -292,7 +299,7 @@ fn open(
                 "expected a shipped trace ({}) or a file, found `{name}`",
                 SHIPPED.join(", ")
             );
-            return Err(Error::input(place("trace"), message));
+            return Err(Error::input(place, message));
         }
         Err(source) => {
             return Err(Error::Read {
@@ -301,12 +308,5 @@ fn open(
             });
         }
     };
-    let defaults = ImportOptions::default();
-    let options = ImportOptions {
-        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
-        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-        experts: settings.trace_experts,
-        top_k: settings.trace_top_k,
-    };
-    Ok(moeplan_traces::open(BufReader::new(file), name, &options)?)
+    Ok(moeplan_traces::open(BufReader::new(file), name, options)?)
 }

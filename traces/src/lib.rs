@@ -18,10 +18,13 @@ mod tokens;
 
 pub use error::{Place, TraceError};
 pub use format::{ParquetWriter, Trace, TraceMeta, TraceReader, TraceStep, TraceWriter};
-pub use generate::{Popularity, RoutingSpec};
+pub use generate::{Curve, Domains, FittedTrace, Popularity, RoutingSpec, Transitions, Workload};
 pub use import::{Assign, Axis, ImportOptions, ImportReport, TraceSource, open};
 pub use input::Input;
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};
-pub use stats::StepStats;
+pub use stats::{
+    Autocorrelation, ChangePoint, Forecast, LAGS, LayerDistance, LayerStats, Range, StatsBuilder,
+    StepStats, TraceDistance, TraceStats, jensen_shannon_bits, total_variation,
+};
 pub use tokens::TokenStep;
