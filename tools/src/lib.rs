@@ -15,6 +15,7 @@ pub mod routing;
 pub mod session;
 pub mod settings;
 pub mod summary;
+pub mod trace_file;
 pub mod validate;
 
 use clap::Parser;

@@ -123,7 +123,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// A file that cannot be written, and what `write` fails with.
 pub fn replace_with<T>(
     path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<T, Error>,
+    write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let failed = |source| Error::Write {
         path: path.display().to_string(),

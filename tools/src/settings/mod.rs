@@ -6,9 +6,11 @@
 
 mod alone;
 mod trace;
+mod trace_import;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use trace::{ShapeSettings, TraceSettings};
+pub use trace_import::ImportSettings;
 
 use clap::Args;
 use moeplan_sim::spec::{
@@ -61,6 +63,8 @@ pub struct Study {
     pub trace: TraceSettings,
     /// `trace generate` and `trace resample`: the shape of what is written.
     pub trace_shape: ShapeSettings,
+    /// `trace import`: what a file leaves open.
+    pub trace_import: ImportSettings,
     /// What is shown of it.
     pub report: ReportSettings,
     /// How results are written.

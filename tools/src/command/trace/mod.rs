@@ -2,6 +2,7 @@
 
 pub mod diff;
 pub mod generate;
+pub mod import;
 pub mod list;
 pub mod resample;
 pub mod stats;
@@ -13,10 +14,11 @@ use crate::resolve::Given;
 use crate::routing;
 use crate::session::Session;
 use crate::settings::TraceSettings;
+use crate::trace_file::TraceFile;
 use clap::Subcommand;
 use moeplan_traces::{
     ImportOptions, LAGS, LayerStats, RoutingStep, StatsBuilder, StepStats, Trace, TraceMeta,
-    TraceStats, TraceWriter,
+    TraceStats, TraceStep,
 };
 use serde_json::{Map, Value, json};
 
@@ -31,6 +33,8 @@ const MAX_LIST: usize = 64;
 pub enum TraceCommand {
     /// The traces that moeplan ships
     List,
+    /// What servers and routers recorded, as a trace of moeplan's own
+    Import(import::ImportArgs),
     /// How uneven a trace is, layer by layer, and how it moves
     Stats(stats::StatsArgs),
     /// Two traces side by side, and how far they are apart
@@ -52,6 +56,10 @@ pub fn run(
 ) -> Result<(Answer, Exit), Error> {
     let answer = match command {
         TraceCommand::List => list::run()?,
+        TraceCommand::Import(args) => {
+            given.flags.trace_import = args.settings;
+            import::run(&args.file, &given, session)?
+        }
         TraceCommand::Stats(args) => {
             given.flags.trace = args.settings;
             given.flags.report.per_step = args.per_step;
@@ -137,6 +145,7 @@ impl Measures {
             tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
             experts: settings.trace_experts,
             top_k: settings.trace_top_k,
+            ..defaults
         };
         let mut trace = routing::open(name, &options, Place::flag(format!("--{argument}")))?;
         if let Some(layer) = settings.layer {
@@ -227,14 +236,14 @@ fn write(
     let progress = session.progress(count);
     let mut builder = measures.builder();
     output::replace_with(&path, |file| {
-        let mut writer = TraceWriter::new(file, &name, meta.clone())?;
+        let mut writer = TraceFile::new(file, &path, meta.clone())?;
         for index in 0..count {
             if session.is_interrupted() {
                 return Err(Error::Interrupted);
             }
             for step in turn(index)? {
-                writer.write(&step)?;
                 builder.push(&step);
+                writer.write(&TraceStep::Counts(step))?;
             }
             progress.inc(1);
         }
