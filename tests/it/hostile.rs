@@ -340,7 +340,7 @@ fn truncated_and_foreign_traces() {
     let folder = tempfile::tempdir().unwrap();
     let whole = fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../traces/digits-moe.csv"
+        "/../traces/src/shipped/digits-moe.csv"
     ))
     .unwrap();
     for (name, text) in [

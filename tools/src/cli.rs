@@ -2,6 +2,7 @@
 
 use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
+use crate::command::trace::TraceCommand;
 use crate::settings::{
     BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, PriceSettings,
     ReportSettings, RoutingSettings, StrategySettings,
@@ -60,6 +61,9 @@ pub enum Command {
     Collective(CollectiveArgs),
     /// One kernel alone on one GPU
     Kernel(KernelArgs),
+    /// Routing traces: describe, compare, make up, rescale
+    #[command(subcommand)]
+    Trace(TraceCommand),
 }
 
 /// What is simulated.

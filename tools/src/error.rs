@@ -125,6 +125,9 @@ pub enum Error {
         /// The system's own words.
         source: io::Error,
     },
+    /// The user asked to stop before anything worth keeping was done.
+    #[error("interrupted: nothing was written")]
+    Interrupted,
     /// Something that should not happen.
     #[error("{0}")]
     Unexpected(String),
@@ -153,6 +156,7 @@ impl Error {
                 | io::ErrorKind::NotADirectory => Exit::BadInput,
                 _ => Exit::Unexpected,
             },
+            Error::Interrupted => Exit::Interrupted,
             Error::Unexpected(_) => Exit::Unexpected,
         }
     }

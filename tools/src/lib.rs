@@ -15,6 +15,7 @@ pub mod routing;
 pub mod session;
 pub mod settings;
 pub mod summary;
+pub mod trace_file;
 pub mod validate;
 
 use clap::Parser;
@@ -159,6 +160,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.kernel = args.settings;
             command::kernel::run(args.kernel, &given)?
         }
+        Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,
     };
     output::write(&answer, &mut session)?;
     Ok(exit)

@@ -3,9 +3,11 @@
 use crate::error::{Error, Place};
 use crate::settings::RoutingSettings;
 use moeplan_sim::spec::ResolvedLayer;
-use moeplan_traces::{ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, shipped};
+use moeplan_traces::{
+    ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, TraceError, TraceSource, shipped,
+};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
 
 /// Steps replayed when nothing is said: spread over the trace.
 const TRACE_STEPS: u64 = 16;
@@ -36,6 +38,8 @@ enum Kind {
     Recorded {
         layer: u32,
         recorded: usize,
+        /// What was left out of what is in the file.
+        reduced: Vec<String>,
         steps: Vec<RoutingStep>,
     },
 }
@@ -172,16 +176,20 @@ impl RoutingSource {
             Kind::Recorded {
                 layer,
                 recorded,
+                reduced,
                 steps,
             } => {
                 let (Some(shape), Some(first)) = (self.shape(0), steps.first()) else {
                     return String::new();
                 };
                 let trace = self.settings.trace.as_deref().unwrap_or_default();
-                let what = format!(
+                let mut what = format!(
                     "trace {trace}, MoE layer {layer}, {} of {recorded} recorded steps",
                     steps.len()
                 );
+                if !reduced.is_empty() {
+                    what += &format!(" ({})", reduced.join("; "));
+                }
                 if self.as_recorded() {
                     return format!("{what}, as recorded");
                 }
@@ -248,12 +256,26 @@ fn recorded(
     steps: u64,
     place: &dyn Fn(&str) -> Place,
 ) -> Result<Kind, Error> {
-    let trace = open(name, settings, place)?;
-    let layers = trace.layers();
-    let layer = match (settings.trace_layer, layers.first()) {
-        (Some(layer), _) if layers.contains(&layer) => layer,
+    let defaults = ImportOptions::default();
+    let options = ImportOptions {
+        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
+        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+        experts: settings.trace_experts,
+        top_k: settings.trace_top_k,
+        ..defaults
+    };
+    // A trace may be larger than the memory: it is read once to know its steps, and again for
+    // those that are replayed.
+    let mut recorded: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut first = stream(name, &options, place("trace"))?;
+    for step in first.by_ref() {
+        *recorded.entry(step?.layer()).or_default() += 1;
+    }
+    let reduced = first.reduced();
+    let layer = match (settings.trace_layer, recorded.keys().next()) {
+        (Some(layer), _) if recorded.contains_key(&layer) => layer,
         (Some(layer), _) => {
-            let known: Vec<String> = layers.iter().map(ToString::to_string).collect();
+            let known: Vec<String> = recorded.keys().map(ToString::to_string).collect();
             let message = format!(
                 "expected a recorded layer ({}), found {layer}",
                 known.join(", ")
@@ -268,38 +290,80 @@ fn recorded(
             ));
         }
     };
-    let all: Vec<RoutingStep> = trace
-        .steps
-        .into_iter()
-        .filter(|step| step.layer() == layer)
-        .collect();
-    let recorded = all.len();
+    let recorded = recorded[&layer];
     let wanted = usize::try_from(steps).unwrap_or(usize::MAX).min(recorded);
     // Spread from the first to the last; one step is the first.
     let kept: Vec<usize> = (0..wanted)
         .map(|index| index * (recorded - 1) / (wanted - 1).max(1))
         .collect();
-    let steps = all
-        .into_iter()
+    let last = kept.last().copied().unwrap_or(0);
+    let steps = stream(name, &options, place("trace"))?
+        .filter(|step| step.as_ref().map_or(true, |step| step.layer() == layer))
+        .take(last + 1)
         .enumerate()
-        .filter(|(index, _)| kept.binary_search(index).is_ok())
+        .filter(|(index, step)| step.is_err() || kept.binary_search(index).is_ok())
         .map(|(_, step)| step)
-        .collect();
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(Kind::Recorded {
         layer,
         recorded,
+        reduced,
         steps,
     })
 }
 
-fn open(
-    name: &str,
-    settings: &RoutingSettings,
-    place: &dyn Fn(&str) -> Place,
-) -> Result<Trace, Error> {
+/// The steps of a trace, one at a time.
+enum Stream {
+    Shipped(std::vec::IntoIter<RoutingStep>),
+    File(Box<TraceSource>),
+}
+
+impl Stream {
+    /// What was left out so far of what is in the file.
+    fn reduced(&self) -> Vec<String> {
+        match self {
+            Stream::Shipped(_) => Vec::new(),
+            Stream::File(source) => source.report().reduced(),
+        }
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Result<RoutingStep, TraceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Stream::Shipped(steps) => steps.next().map(Ok),
+            Stream::File(source) => source.next(),
+        }
+    }
+}
+
+fn stream(name: &str, options: &ImportOptions, place: Place) -> Result<Stream, Error> {
+    if SHIPPED.contains(&name) {
+        return Ok(Stream::Shipped(shipped(name)?.steps.into_iter()));
+    }
+    let source = open_file(name, options, place)?;
+    Ok(Stream::File(Box::new(source)))
+}
+
+/// A shipped trace, or the file of this name; `place` is where it was named.
+///
+/// # Errors
+/// No such trace, or one that cannot be read.
+pub fn open(name: &str, options: &ImportOptions, place: Place) -> Result<Trace, Error> {
     if SHIPPED.contains(&name) {
         return Ok(shipped(name)?);
     }
+    Ok(open_file(name, options, place)?.read()?)
+}
+
+/// The file of this name, of whatever layout, to be read step by step; `place` is where it was
+/// named.
+///
+/// # Errors
+/// No such file, or one that is no trace.
+pub fn open_file(name: &str, options: &ImportOptions, place: Place) -> Result<TraceSource, Error> {
     let file = match File::open(name) {
         Ok(file) => file,
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
@@ -307,7 +371,7 @@ fn open(
                 "expected a shipped trace ({}) or a file, found `{name}`",
                 SHIPPED.join(", ")
             );
-            return Err(Error::input(place("trace"), message));
+            return Err(Error::input(place, message));
         }
         Err(source) => {
             return Err(Error::Read {
@@ -316,12 +380,5 @@ fn open(
             });
         }
     };
-    let defaults = ImportOptions::default();
-    let options = ImportOptions {
-        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
-        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-        experts: settings.trace_experts,
-        top_k: settings.trace_top_k,
-    };
-    Ok(moeplan_traces::open(BufReader::new(file), name, &options)?)
+    Ok(moeplan_traces::open(file, name, options)?)
 }

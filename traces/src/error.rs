@@ -86,6 +86,39 @@ impl TraceError {
         }
     }
 
+    /// A failed read. What [`too_much`] says of the contents is told as such.
+    pub(crate) fn reading(place: Place, source: io::Error) -> Self {
+        let said = source.get_ref().and_then(|inner| inner.downcast_ref());
+        match said {
+            Some(TooMuch { expected, found }) => Self::invalid(place, expected, found),
+            None => Self::Io { place, source },
+        }
+    }
+
+    /// The same problem at another place; what `place` leaves open is kept.
+    pub(crate) fn at(self, place: Place) -> Self {
+        let merge = |old: Place| Place {
+            line: place.line.or(old.line),
+            field: place.field.clone().or(old.field),
+            name: place.name.clone(),
+        };
+        match self {
+            Self::Invalid {
+                place: old,
+                expected,
+                found,
+            } => Self::Invalid {
+                place: merge(old),
+                expected,
+                found,
+            },
+            Self::Io { place: old, source } => Self::Io {
+                place: merge(old),
+                source,
+            },
+        }
+    }
+
     pub(crate) fn invalid(
         place: Place,
         expected: impl Into<String>,
@@ -97,6 +130,20 @@ impl TraceError {
             found: found.into(),
         }
     }
+}
+
+/// Contents that a reader refuses, on their way through [`io::Read`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected {expected}, found {found}")]
+struct TooMuch {
+    expected: String,
+    found: String,
+}
+
+/// An error of reading that is told as invalid contents.
+pub(crate) fn too_much(expected: impl Into<String>, found: impl Into<String>) -> io::Error {
+    let (expected, found) = (expected.into(), found.into());
+    io::Error::new(io::ErrorKind::InvalidData, TooMuch { expected, found })
 }
 
 /// `bytes` in quotes, escaped and cut short: it may be a gigabyte of anything.

@@ -9,15 +9,22 @@ mod error;
 mod format;
 mod generate;
 mod import;
+mod input;
 mod resample;
 mod routing;
 mod shipped;
 mod stats;
+mod tokens;
 
 pub use error::{Place, TraceError};
-pub use format::{Trace, TraceMeta, TraceReader, TraceWriter};
-pub use generate::{Popularity, RoutingSpec};
-pub use import::{ImportOptions, open};
+pub use format::{ParquetWriter, Trace, TraceMeta, TraceReader, TraceStep, TraceWriter};
+pub use generate::{Curve, Domains, FittedTrace, Popularity, RoutingSpec, Transitions, Workload};
+pub use import::{Assign, Axis, ImportOptions, ImportReport, TraceSource, open};
+pub use input::Input;
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};
-pub use stats::StepStats;
+pub use stats::{
+    Autocorrelation, ChangePoint, Forecast, LAGS, LayerDistance, LayerStats, Range, StatsBuilder,
+    StepStats, TraceDistance, TraceStats, jensen_shannon_bits, total_variation,
+};
+pub use tokens::TokenStep;

@@ -5,4 +5,5 @@ mod byte_matrix;
 pub mod collective;
 pub mod compare;
 pub mod kernel;
+pub mod trace;
 pub mod validate;

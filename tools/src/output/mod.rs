@@ -5,7 +5,9 @@ pub mod comparison;
 mod csv;
 mod json;
 pub mod numbers;
+pub mod plot;
 pub mod table;
+pub mod trace;
 pub mod validation;
 
 use crate::error::Error;
@@ -107,15 +109,34 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// A file that cannot be written.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_with(path, |file| {
+        file.write_all(bytes).map_err(|source| Error::Write {
+            path: path.display().to_string(),
+            source,
+        })
+    })
+}
+
+/// As [`replace`], for what is written bit by bit: where `write` fails nothing is left behind.
+///
+/// # Errors
+/// A file that cannot be written, and what `write` fails with.
+pub fn replace_with<T>(
+    path: &Path,
+    write: impl FnOnce(&mut (dyn Write + Send)) -> Result<T, Error>,
+) -> Result<T, Error> {
     let failed = |source| Error::Write {
         path: path.display().to_string(),
         source,
     };
     let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
+    let mut buffered = io::BufWriter::with_capacity(1 << 16, &mut file);
+    let written = write(&mut buffered)?;
+    buffered.flush().map_err(failed)?;
+    drop(buffered);
     share(&file).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
+    Ok(written)
 }
 
 /// Gives the file the rights that a file made plainly would have; temporary ones are private.

@@ -6,9 +6,13 @@
 
 mod alone;
 mod top_k;
+mod trace;
+mod trace_import;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use top_k::TopK;
+pub use trace::{ShapeSettings, TraceSettings};
+pub use trace_import::ImportSettings;
 
 use clap::Args;
 use moeplan_sim::spec::{
@@ -57,6 +61,12 @@ pub struct Study {
     pub collective: CollectiveSettings,
     /// `kernel`.
     pub kernel: KernelSettings,
+    /// `trace`: what is measured.
+    pub trace: TraceSettings,
+    /// `trace generate` and `trace resample`: the shape of what is written.
+    pub trace_shape: ShapeSettings,
+    /// `trace import`: what a file leaves open.
+    pub trace_import: ImportSettings,
     /// What is shown of it.
     pub report: ReportSettings,
     /// How results are written.
@@ -240,7 +250,7 @@ impl StrategySettings {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RoutingSettings {
-    /// Routing trace: a shipped one (digits) or a file; scaled to the layer
+    /// Routing trace: a shipped one (`moeplan trace list`) or a file; scaled to the layer
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "routing")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -264,7 +274,7 @@ pub struct RoutingSettings {
     #[arg(long, value_name = "N", hide_short_help = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_top_k: Option<u32>,
-    /// Made-up routing: balanced, uniform, zipf:S, dirichlet:A or hot:P, then ,drift=D [default: balanced]
+    /// Made-up routing: balanced, or a SPEC of `moeplan trace generate` such as zipf:1.2,drift=0.1 [default: balanced]
     #[arg(long = "routing", value_name = "SPEC")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing: Option<String>,

@@ -15,6 +15,8 @@ pub(crate) struct Lines<R> {
     name: String,
     number: u64,
     buffer: Vec<u8>,
+    /// Whether the last line may lack its line feed.
+    open_end: bool,
 }
 
 impl<R: BufRead> Lines<R> {
@@ -24,7 +26,14 @@ impl<R: BufRead> Lines<R> {
             name: name.to_owned(),
             number: 0,
             buffer: Vec::new(),
+            open_end: false,
         }
+    }
+
+    /// The same, for formats in which a cut line is noticed by itself.
+    pub(crate) fn with_open_end(mut self) -> Self {
+        self.open_end = true;
+        self
     }
 
     /// The line read last, or the file if none was.
@@ -47,13 +56,13 @@ impl<R: BufRead> Lines<R> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(source) => {
                     let place = Place::of(self.name.as_str()).line(self.number + 1);
-                    return Err(TraceError::Io { place, source });
+                    return Err(TraceError::reading(place, source));
                 }
             };
             if chunk.is_empty() {
                 break;
             }
-            let used = match chunk.iter().position(|&byte| byte == b'\n') {
+            let used = match memchr::memchr(b'\n', chunk) {
                 Some(end) => {
                     complete = true;
                     end + 1
@@ -75,14 +84,16 @@ impl<R: BufRead> Lines<R> {
             return Ok(false);
         }
         self.number += 1;
-        if !complete {
+        if !complete && !self.open_end {
             return Err(TraceError::invalid(
                 self.place(),
                 "a line feed at the end of the line (is the file cut off?)",
                 quote(&self.buffer),
             ));
         }
-        self.buffer.pop();
+        if complete {
+            self.buffer.pop();
+        }
         if self.buffer.last() == Some(&b'\r') {
             self.buffer.pop();
         }
@@ -103,6 +114,43 @@ impl<R: BufRead> Lines<R> {
         // Checked when it was read.
         std::str::from_utf8(&self.buffer).unwrap_or_default()
     }
+
+    /// The same as bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+/// Appends the numbers of `row`, which are separated by commas.
+///
+/// Gives up at whatever is not digits and commas, or too large for 32 bits: then the caller has
+/// to look closely, by [`parse_number`].
+pub(crate) fn append_numbers(row: &[u8], numbers: &mut Vec<u32>) -> bool {
+    // 10 digits are the most of a u32, and do not overflow a u64.
+    const MOST_DIGITS: u32 = 10;
+    let (mut value, mut digits) = (0_u64, 0_u32);
+    for &byte in row {
+        let digit = byte.wrapping_sub(b'0');
+        if digit < 10 {
+            value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+            digits += 1;
+        } else if byte == b',' && digits.wrapping_sub(1) < MOST_DIGITS {
+            let Ok(number) = u32::try_from(value) else {
+                return false;
+            };
+            numbers.push(number);
+            (value, digits) = (0, 0);
+        } else {
+            return false;
+        }
+    }
+    match u32::try_from(value) {
+        Ok(number) if digits.wrapping_sub(1) < MOST_DIGITS => {
+            numbers.push(number);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// A whole number of at most `most`, written in digits only.
@@ -117,6 +165,18 @@ pub(crate) fn parse_number(
         _ => Err(TraceError::invalid(
             place(),
             format!("a whole number from 0 to {most}"),
+            quote(text.as_bytes()),
+        )),
+    }
+}
+
+/// A finite score.
+pub(crate) fn parse_score(text: &str, place: impl FnOnce() -> Place) -> Result<f32, TraceError> {
+    match text.parse::<f32>() {
+        Ok(score) if score.is_finite() => Ok(score),
+        _ => Err(TraceError::invalid(
+            place(),
+            "a finite number",
             quote(text.as_bytes()),
         )),
     }

@@ -32,6 +32,8 @@ pub struct TraceMeta {
     pub licence: String,
     /// The command that recorded or converted the trace.
     pub recorded_by: String,
+    /// What was left out, summed up or divided on the way here, a line each; empty if nothing.
+    pub reduced: Vec<String>,
     /// Anything else worth knowing, a line each.
     pub notes: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl TraceMeta {
             origin: String::new(),
             licence: String::new(),
             recorded_by: String::new(),
+            reduced: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -69,14 +72,40 @@ impl TraceMeta {
             ("licence", self.licence.clone()),
             ("recorded_by", self.recorded_by.clone()),
         ];
+        let reduced = self.reduced.iter().map(|text| ("reduced", text.clone()));
+        lines.extend(reduced);
         lines.extend(self.notes.iter().map(|note| ("note", note.clone())));
         lines
+    }
+
+    /// The same, or an error where a text could not be read back.
+    pub(super) fn checked_lines(
+        &self,
+        name: &str,
+    ) -> Result<Vec<(&'static str, String)>, TraceError> {
+        let lines = self.lines();
+        let bad = |value: &str| value.contains(['\n', '\r']) || value.trim() != value;
+        match lines.iter().find(|(_, value)| bad(value)) {
+            Some((key, value)) => Err(TraceError::invalid(
+                Place::of(name).field(*key),
+                "one line without spaces around it",
+                quote(value.as_bytes()),
+            )),
+            None => Ok(lines),
+        }
+    }
+
+    /// Reads metadata lines that stand alone, without a table below them.
+    pub(super) fn parse(text: &str, name: &str) -> Result<Self, TraceError> {
+        // What ends the metadata of a CSV file is its header.
+        let text = format!("{text}step\n");
+        Self::read(&mut Lines::new(text.as_bytes(), name))
     }
 
     /// Reads all metadata lines, and the line after them (the header), which is left in `lines`.
     pub(super) fn read<R: BufRead>(lines: &mut Lines<R>) -> Result<Self, TraceError> {
         let mut values = BTreeMap::new();
-        let mut notes = Vec::new();
+        let (mut reduced, mut notes) = (Vec::new(), Vec::new());
         loop {
             if !lines.advance()? {
                 let expected = if values.is_empty() {
@@ -108,14 +137,19 @@ impl TraceMeta {
                     quote(lines.text().as_bytes()),
                 ));
             }
-            if key == "note" {
-                notes.push(value);
+            let texts = match key {
+                "reduced" => Some(&mut reduced),
+                "note" => Some(&mut notes),
+                _ => None,
+            };
+            if let Some(texts) = texts {
+                texts.push(value);
                 continue;
             }
             let Some(key) = KEYS.into_iter().find(|&known| known == key) else {
                 return Err(TraceError::invalid(
                     lines.place(),
-                    format!("one of {}, note", KEYS.join(", ")),
+                    format!("one of {}, reduced, note", KEYS.join(", ")),
                     quote(key.as_bytes()),
                 ));
             };
@@ -166,6 +200,7 @@ impl TraceMeta {
             origin: take("origin")?.1,
             licence: take("licence")?.1,
             recorded_by: take("recorded_by")?.1,
+            reduced,
             notes,
         })
     }

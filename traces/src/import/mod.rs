@@ -1,184 +1,274 @@
-//! Reading traces of any known layout.
+//! Reading traces of any known layout, one step at a time.
 //!
-//! | layout | recognised by |
+//! What a file is, is told by its first bytes, never by its name; [`docs/formats.md`] lists the
+//! layouts. One file each:
+//!
+//! | layout | file |
 //! |---|---|
-//! | moeplan-trace/1 | `#` as first character |
-//! | expert ids of every token ([`tokens`]) | a header with columns `L0`, `L1`, ... |
-//! | expert counts without header ([`counts`]) | three whole numbers in the first line |
+//! | moeplan-trace/1 | `crate::format` |
+//! | arrays in `.npy` and `.npz` | [`npy`] |
+//! | SGLang's recorder, other `torch.save` files | [`torch`], [`pickle`] |
+//! | counts per layer and expert, listed as CSV | [`counts`] |
+//! | matrices of counts as CSV | [`matrix`] |
+//! | choices of every token as CSV | [`tokens`] |
+//! | choices of every token as JSON lines | [`jsonl`] |
+//! | columns of Parquet and Arrow files | [`columns`] |
+//!
+//! [`docs/formats.md`]: https://github.com/moeplan/moeplan/blob/main/docs/formats.md
 
+mod arrow;
+mod assemble;
+mod columns;
 mod counts;
+mod grouped;
+mod jsonl;
+mod matrix;
+mod names;
+mod nested;
+mod npy;
+mod options;
+mod pickle;
+mod repeats;
+mod report;
+mod table;
+mod tensor;
+mod text;
 mod tokens;
+mod torch;
+mod zipped;
 
-use std::io::BufRead;
+pub use options::{Assign, Axis, ImportOptions};
+pub use report::ImportReport;
 
-use csv::StringRecord;
+use crate::error::TraceError;
+use crate::format::parquet::{ParquetReader, open_batches};
+use crate::format::{Trace, TraceMeta, TraceReader, TraceStep};
+use crate::input::{Input, Source};
+use crate::routing::RoutingStep;
+use repeats::Repeats;
 
-use crate::error::{Place, TraceError, quote};
-use crate::format::{Trace, TraceReader};
-use crate::routing::MAX_CELLS;
+/// Steps in ascending order of (step, layer).
+pub(crate) trait Steps: Send {
+    /// The next step; nothing at the end, and after an error.
+    fn next_step(&mut self) -> Result<Option<TraceStep>, TraceError>;
 
-/// What the public layouts leave open; moeplan's own format needs none of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImportOptions {
-    /// Source ranks over which the tokens of a per-token file are spread: each takes its own
-    /// contiguous slice of the file. 8 if not said otherwise.
-    pub source_ranks: usize,
-    /// Tokens of every source rank in one step of a per-token file. 64 if not said otherwise, so
-    /// 512 tokens a step.
-    pub tokens_per_rank: u32,
-    /// Number of experts. If not given, the largest id plus one, rounded up to a power of two.
-    pub experts: Option<usize>,
-    /// Per-token files: keep only that many choices of every token, best first (if not given, all
-    /// of them). Count files: how many copies of a token are counted (if not given, 1; the OLMoE
-    /// files need 8, those of Mixtral 2, and those with `top1` in their name 1).
-    pub top_k: Option<u32>,
+    /// Adds what was left out and changed so far.
+    fn report(&self, _report: &mut ImportReport) {}
 }
 
-impl Default for ImportOptions {
-    fn default() -> Self {
+/// What an importer returns.
+pub(crate) struct Imported {
+    /// Sizes; texts empty.
+    pub(crate) meta: TraceMeta,
+    /// What the file is, and what was taken for granted.
+    pub(crate) report: ImportReport,
+    pub(crate) steps: Box<dyn Steps>,
+}
+
+impl Imported {
+    pub(crate) fn new(
+        layout: &str,
+        sizes: Sizes,
+        assumed: Vec<String>,
+        steps: impl Steps + 'static,
+    ) -> Self {
         Self {
-            source_ranks: 8,
-            tokens_per_rank: 64,
-            experts: None,
-            top_k: None,
+            meta: TraceMeta {
+                model: String::new(),
+                experts: sizes.experts,
+                top_k: sizes.top_k,
+                source_ranks: sizes.source_ranks,
+                tokens_per_rank: sizes.tokens_per_rank,
+                origin: String::new(),
+                licence: String::new(),
+                recorded_by: String::new(),
+                reduced: Vec::new(),
+                notes: Vec::new(),
+            },
+            report: ImportReport {
+                layout: layout.to_owned(),
+                assumed,
+                ..ImportReport::default()
+            },
+            steps: Box::new(steps),
         }
     }
 }
 
-/// Reads a whole trace, whatever its layout. `name` is the file name for messages.
+/// What all steps of a trace share.
+pub(crate) struct Sizes {
+    pub(crate) experts: usize,
+    pub(crate) top_k: u32,
+    pub(crate) source_ranks: usize,
+    pub(crate) tokens_per_rank: Option<u32>,
+}
+
+/// A trace that is read step by step, whatever its layout.
+///
+/// Holds a step at a time, and of the layouts that do not lie in the order of steps (see
+/// [`Assign::Slices`]) what is needed to bring them into it.
+pub struct TraceSource {
+    meta: TraceMeta,
+    report: ImportReport,
+    canonical: bool,
+    steps: Box<dyn Steps>,
+    finished: bool,
+}
+
+impl std::fmt::Debug for TraceSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("TraceSource");
+        shown.field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+impl TraceSource {
+    fn canonical(layout: &str, meta: &TraceMeta, steps: impl Steps + 'static) -> Self {
+        Self {
+            meta: meta.clone(),
+            report: ImportReport {
+                layout: layout.to_owned(),
+                ..ImportReport::default()
+            },
+            canonical: true,
+            steps: Box::new(steps),
+            finished: false,
+        }
+    }
+
+    /// Where the trace comes from and what all its steps share. Of imported files the sizes and
+    /// what was done to them is known, little else.
+    pub fn meta(&self) -> &TraceMeta {
+        &self.meta
+    }
+
+    /// Whether the file is of moeplan's own format.
+    pub fn is_canonical(&self) -> bool {
+        self.canonical
+    }
+
+    /// What was taken for granted, dropped and changed so far: complete after the last step.
+    pub fn report(&self) -> ImportReport {
+        let mut report = self.report.clone();
+        self.steps.report(&mut report);
+        report
+    }
+
+    /// The next step in as much detail as the file has; nothing at the end, and after an error.
+    pub fn next_step(&mut self) -> Result<Option<TraceStep>, TraceError> {
+        if self.finished {
+            return Ok(None);
+        }
+        let step = self.steps.next_step();
+        self.finished = !matches!(step, Ok(Some(_)));
+        step
+    }
+
+    /// All steps as counts, in memory.
+    pub fn read(mut self) -> Result<Trace, TraceError> {
+        let steps = self.by_ref().collect::<Result<Vec<_>, _>>()?;
+        let report = self.report();
+        let mut meta = self.meta;
+        meta.reduced.extend(report.reduced());
+        meta.notes.extend(report.assumed);
+        if !self.canonical {
+            let shape = steps.first().and_then(RoutingStep::shape);
+            let even = shape.is_some() && steps.iter().all(|step| step.shape() == shape);
+            let tokens = shape.map(|shape| shape.tokens_per_rank);
+            meta.tokens_per_rank = tokens.filter(|_| even);
+        }
+        Ok(Trace { meta, steps })
+    }
+}
+
+impl Iterator for TraceSource {
+    type Item = Result<RoutingStep, TraceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.next_step().transpose()?;
+        Some(step.map(TraceStep::into_counts))
+    }
+}
+
+impl<R: std::io::BufRead + Send> Steps for TraceReader<R> {
+    fn next_step(&mut self) -> Result<Option<TraceStep>, TraceError> {
+        TraceReader::next_step(self)
+    }
+}
+
+impl Steps for ParquetReader {
+    fn next_step(&mut self) -> Result<Option<TraceStep>, TraceError> {
+        ParquetReader::next_step(self)
+    }
+}
+
+/// Opens a trace of any layout, compressed by gzip or zstd or not. `name` is the file name for
+/// messages.
+///
+/// [`TraceSource`] then yields its steps one at a time.
 pub fn open(
-    mut reader: impl BufRead,
+    input: impl Input,
     name: &str,
     options: &ImportOptions,
-) -> Result<Trace, TraceError> {
-    let place = || Place::of(name);
-    let first = reader.fill_buf().map_err(|source| TraceError::Io {
-        place: place(),
-        source,
-    })?;
-    match first.first() {
-        None => Err(TraceError::invalid(place(), "a trace", "an empty file")),
-        Some(b'#') => {
-            let reader = TraceReader::new(reader, name)?;
+) -> Result<TraceSource, TraceError> {
+    let source = Source::new(input, name)?;
+    options.check(source.place())?;
+    let head = source.head(HEAD)?;
+    let imported = match head.as_slice() {
+        [] => {
+            return Err(TraceError::invalid(
+                source.place(),
+                "a trace",
+                "an empty file",
+            ));
+        }
+        [b'#', ..] => {
+            let reader = TraceReader::new(source.stream()?, name)?;
             let meta = reader.meta().clone();
-            let steps = reader.collect::<Result<_, _>>()?;
-            Ok(Trace { meta, steps })
+            return Ok(TraceSource::canonical(
+                "moeplan-trace/1, CSV",
+                &meta,
+                reader,
+            ));
         }
-        Some(_) => import(&mut Records::new(reader, name), options),
-    }
-}
-
-fn import<R: BufRead>(
-    records: &mut Records<R>,
-    options: &ImportOptions,
-) -> Result<Trace, TraceError> {
-    if records.advance()? {
-        if records.record.iter().any(|name| layer_of(name).is_some()) {
-            return tokens::read(records, options);
-        }
-        if records.record.len() == 3 && records.record.iter().all(is_digits) {
-            return counts::read(records, options);
-        }
-    }
-    let line = records.record.iter().collect::<Vec<_>>().join(",");
-    Err(TraceError::invalid(
-        records.place(),
-        "`# format: moeplan-trace/1`, a header with columns L0, L1, ..., or list_index,expert,count",
-        quote(line.as_bytes()),
-    ))
-}
-
-fn is_digits(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// The layer of a column named `L` and a number.
-fn layer_of(name: &str) -> Option<u32> {
-    let digits = name.strip_prefix('L')?;
-    is_digits(digits).then(|| digits.parse().ok()).flatten()
-}
-
-/// The number of experts, given the largest id in the file.
-fn expert_count(
-    largest: usize,
-    options: &ImportOptions,
-    place: Place,
-) -> Result<usize, TraceError> {
-    match options.experts {
-        None => Ok((largest + 1).next_power_of_two()),
-        Some(experts) if experts > largest => Ok(experts),
-        Some(experts) => Err(TraceError::invalid(
-            place.field("experts"),
-            format!(
-                "at least {} (the largest expert id is {largest})",
-                largest + 1
-            ),
-            experts.to_string(),
-        )),
-    }
-}
-
-/// Fails when the trace would not fit in memory.
-fn check_size(parts: &[usize], place: Place) -> Result<(), TraceError> {
-    let cells = parts
-        .iter()
-        .try_fold(1_usize, |product, &part| product.checked_mul(part));
-    if cells.is_some_and(|cells| cells <= MAX_CELLS) {
-        return Ok(());
-    }
-    Err(TraceError::invalid(
-        place,
-        format!("steps * layers * source ranks * experts of at most {MAX_CELLS}"),
-        format!("{parts:?}"),
-    ))
-}
-
-/// CSV records with the position of the last one.
-struct Records<R> {
-    reader: csv::Reader<R>,
-    name: String,
-    record: StringRecord,
-}
-
-impl<R: BufRead> Records<R> {
-    fn new(reader: R, name: &str) -> Self {
-        Self {
-            reader: csv::ReaderBuilder::new()
-                .has_headers(false)
-                .flexible(true)
-                .from_reader(reader),
-            name: name.to_owned(),
-            record: StringRecord::new(),
-        }
-    }
-
-    /// Reads the next record; false at the end of the file.
-    fn advance(&mut self) -> Result<bool, TraceError> {
-        let read = self.reader.read_record(&mut self.record);
-        read.map_err(|error| self.explain(error))
-    }
-
-    /// The record read last.
-    fn place(&self) -> Place {
-        let place = Place::of(self.name.as_str());
-        match self.record.position() {
-            Some(position) => place.line(position.line()),
-            None => place,
-        }
-    }
-
-    fn explain(&self, error: csv::Error) -> TraceError {
-        let place = match error.position() {
-            Some(position) => Place::of(self.name.as_str()).line(position.line()),
-            None => Place::of(self.name.as_str()),
-        };
-        let message = error.to_string();
-        match error.into_kind() {
-            csv::ErrorKind::Io(source) => TraceError::Io { place, source },
-            csv::ErrorKind::Utf8 { .. } => {
-                TraceError::invalid(place, "UTF-8 text", "bytes that are not")
+        [b'P', b'A', b'R', b'1', ..] => {
+            let batches = open_batches(&source)?;
+            if batches.metadata.is_some() {
+                let reader = ParquetReader::new(batches, name)?;
+                let meta = reader.meta().clone();
+                return Ok(TraceSource::canonical(
+                    "moeplan-trace/1, Parquet",
+                    &meta,
+                    reader,
+                ));
             }
-            _ => TraceError::invalid(place, "CSV", message),
+            columns::read_parquet(&source, options)?
         }
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] | [0xff, 0xff, 0xff, 0xff, ..] => {
+            columns::read_arrow(&source, options)?
+        }
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => npy::read(&source, options)?,
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => zipped::read(&source, options)?,
+        [0x80, ..] => return Err(pickle::bare(&source)),
+        head => match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            Some(b'{') => jsonl::read(&source, options)?,
+            _ => text::read(&source, options)?,
+        },
+    };
+    let mut meta = imported.meta;
+    meta.origin = name.trim().replace(['\n', '\r'], " ");
+    let mut report = imported.report;
+    if let Some(dp_size) = options.dp_size {
+        report.divided_by = Some(dp_size);
     }
+    Ok(TraceSource {
+        meta,
+        report,
+        canonical: false,
+        steps: Box::new(Repeats::new(imported.steps, options, source.place())),
+        finished: false,
+    })
 }
+
+/// Bytes by which a layout is recognised.
+const HEAD: usize = 4 << 10;

@@ -1,147 +1,300 @@
-//! Expert ids of every token: a header with one column `L0`, `L1`, ... per MoE layer (others are
-//! ignored), each cell the ids a token chose there, best first, separated by spaces. The captures
-//! of gpt-oss have this layout.
+//! Choices of every token as CSV, in one of two forms.
 //!
-//! Such a file does not say which GPU a token was on. Here the token stream is cut into as many
-//! contiguous slices of equal length as there are source ranks, and every rank works through its
-//! own slice: ranks see different documents at one time, as they do in data parallelism. Tokens
-//! that do not fill a slice or a step are left out.
+//! Wide: a column `L0`, `L1`, ... for every MoE layer, each cell the ids a token chose there, best
+//! first, separated by spaces; scores, if there are, in `W0`, `W1`, ... The captures of gpt-oss
+//! have this layout.
+//!
+//! Long: a row for every token and layer, with a column of the layer and one of ids (`topk_ids`,
+//! `expert_ids`, ...), or one for every choice (`expert0`, `expert1`, ...), likewise for scores.
+//!
+//! Columns of the step (`step`, ...) and the source rank (`rank`, ...) are used where there are
+//! any; all others are ignored.
 
-use std::io::BufRead;
-
-use super::{ImportOptions, Records, check_size, expert_count, layer_of};
+use super::assemble::{Rows, assemble};
+use super::table::Row;
+use super::text::{Records, numbered};
+use super::{ImportOptions, ImportReport, Imported, names};
 use crate::error::{Place, TraceError, quote};
-use crate::format::{Trace, TraceMeta, parse_number};
-use crate::routing::RoutingStep;
+use crate::format::{parse_number, parse_score};
+use crate::input::Source;
 
 /// Largest expert id.
-const MAX_EXPERT: u64 = (1 << 20) - 1;
+pub(super) const MAX_EXPERT: u64 = (1 << 20) - 1;
 
 /// Most choices of one token; more make no sense, and comparing them would take for ever.
-const MAX_CHOICES: usize = 256;
+pub(super) const MAX_CHOICES: usize = 256;
 
-/// A column of the file that holds the choices of one layer.
-struct Column {
-    index: usize,
-    layer: u32,
-    /// `[tokens, top_k]`.
-    ids: Vec<u32>,
+/// Whether this is the header of such a file.
+pub(super) fn is_header(header: &[&str]) -> bool {
+    let wide = header.iter().any(|name| layer_of(name).is_some());
+    let ids = header.iter().any(|name| names::is(name, names::IDS));
+    let choices = header
+        .iter()
+        .any(|name| numbered(name, names::NUMBERED_IDS).is_some());
+    let keyed = header
+        .iter()
+        .any(|name| names::is(name, names::LAYER) || *name == "token");
+    wide || ids || (choices && keyed && !is_counts(header))
 }
 
-/// Reads everything below the header, which is in `records` already.
-pub(super) fn read<R: BufRead>(
-    records: &mut Records<R>,
-    options: &ImportOptions,
-) -> Result<Trace, TraceError> {
-    let file = Place::of(records.name.as_str());
-    for (field, value) in [
-        ("source_ranks", options.source_ranks as u64),
-        ("tokens_per_rank", options.tokens_per_rank.into()),
-    ] {
-        if value == 0 {
-            return Err(TraceError::invalid(file.field(field), "at least 1", "0"));
-        }
+/// Columns of experts, as many as there are of counts, are counts.
+fn is_counts(header: &[&str]) -> bool {
+    let rank = header.iter().any(|name| names::is(name, names::RANK));
+    rank && !header.contains(&"token")
+}
+
+fn layer_of(name: &str) -> Option<u32> {
+    numbered(name, names::LAYER_IDS)
+}
+
+/// Reads everything below the header.
+pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported, TraceError> {
+    let layout = "expert ids of every token, CSV";
+    assemble(layout, source.place(), options, || {
+        TokenRecords::open(source, options)
+    })
+}
+
+/// Columns that hold the choices in one layer.
+#[derive(Debug, Default)]
+struct Choices {
+    layer: Option<u32>,
+    ids: Vec<usize>,
+    scores: Vec<usize>,
+}
+
+struct TokenRecords {
+    records: Records,
+    header: Vec<String>,
+    step: Option<usize>,
+    rank: Option<usize>,
+    layer: Option<usize>,
+    /// One, or as many as there are layers.
+    choices: Vec<Choices>,
+    top_k: Option<usize>,
+    exact: bool,
+    /// Choices of the cell at hand.
+    cell: Vec<u32>,
+    left_out: u64,
+}
+
+impl TokenRecords {
+    fn open(source: &Source, options: &ImportOptions) -> Result<Self, TraceError> {
+        let mut records = Records::open(source)?;
+        records.advance()?;
+        let header: Vec<String> = records
+            .record
+            .iter()
+            .map(|name| name.trim().into())
+            .collect();
+        let find = |names: &[&str]| header.iter().position(|name| names::is(name, names));
+        Ok(Self {
+            step: find(names::STEP),
+            rank: find(names::RANK),
+            layer: find(names::LAYER),
+            choices: find_choices(&header, &records)?,
+            records,
+            header,
+            top_k: options.top_k.map(|top_k| top_k as usize),
+            exact: options.top_k.is_none(),
+            cell: Vec::new(),
+            left_out: 0,
+        })
     }
-    let mut columns = find_columns(records)?;
-    let width = records.record.len();
-    let mut top_k = options.top_k;
-    let mut largest = 0;
-    let mut tokens = 0_usize;
-    let mut ids = Vec::new();
-    while records.advance()? {
-        let place = || records.place();
-        if records.record.len() != width {
+
+    fn number(&self, column: Option<usize>, most: u64) -> Result<Option<u64>, TraceError> {
+        let Some(column) = column else {
+            return Ok(None);
+        };
+        let place = || self.place().field(self.header[column].as_str());
+        parse_number(self.records.field(column).trim(), most, place).map(Some)
+    }
+
+    /// Appends the choices in one layer.
+    fn read_choices(&mut self, index: usize, row: &mut Row) -> Result<(), TraceError> {
+        let choices = &self.choices[index];
+        let records = &self.records;
+        let field = |column: usize| records.place().field(self.header[column].as_str());
+        self.cell.clear();
+        for &column in &choices.ids {
+            append_ids(records.field(column), &mut self.cell, || field(column))?;
+        }
+        let first = choices.ids.first().copied().unwrap_or_default();
+        let whole = || quote(records.field(first).as_bytes());
+        let cell = &self.cell;
+        if !are_different(cell) {
             return Err(TraceError::invalid(
-                place(),
-                format!("{width} columns"),
-                format!("{} columns", records.record.len()),
+                field(first),
+                format!("different experts, at most {MAX_CHOICES}"),
+                whole(),
             ));
         }
-        for column in &mut columns {
-            let field = || place().field(format!("L{}", column.layer));
-            let text = records.record.get(column.index).unwrap_or_default();
-            ids.clear();
-            for id in text.split_ascii_whitespace() {
-                let id = parse_number(id, MAX_EXPERT, field)? as u32;
-                if ids.contains(&id) || ids.len() == MAX_CHOICES {
-                    return Err(TraceError::invalid(
-                        field(),
-                        format!("different experts, at most {MAX_CHOICES}"),
-                        quote(text.as_bytes()),
-                    ));
-                }
-                largest = largest.max(id as usize);
-                ids.push(id);
-            }
-            // Without the option the first token says how many there are.
-            let wanted = *top_k.get_or_insert(ids.len().max(1) as u32) as usize;
-            let exact = options.top_k.is_none();
-            if ids.len() < wanted || (exact && ids.len() > wanted) || wanted == 0 {
-                return Err(TraceError::invalid(
-                    field(),
-                    format!("{wanted} expert ids, the best first"),
-                    quote(text.as_bytes()),
-                ));
-            }
-            column.ids.extend_from_slice(&ids[..wanted]);
+        // Without the option the first token says how many there are.
+        let wanted = *self.top_k.get_or_insert(cell.len().max(1));
+        if cell.len() < wanted || (self.exact && cell.len() > wanted) {
+            return Err(TraceError::invalid(
+                field(first),
+                format!("{wanted} expert ids, the best first"),
+                whole(),
+            ));
         }
-        tokens += 1;
-    }
-    let (ranks, per_rank) = (options.source_ranks, options.tokens_per_rank as usize);
-    let slice = tokens / ranks;
-    let num_steps = slice / per_rank;
-    let Some(top_k) = top_k.filter(|_| num_steps > 0) else {
-        return Err(TraceError::invalid(
-            file,
-            format!("at least {per_rank} tokens for each of {ranks} source ranks"),
-            format!("{tokens} tokens"),
-        ));
-    };
-    let experts = expert_count(largest, options, file.clone())?;
-    check_size(&[num_steps, columns.len(), ranks, experts], file)?;
-
-    let mut steps = Vec::with_capacity(num_steps * columns.len());
-    for step in 0..num_steps {
-        for column in &columns {
-            let mut counts = vec![0; ranks * experts];
-            for (rank, row) in counts.chunks_exact_mut(experts).enumerate() {
-                let first = (rank * slice + step * per_rank) * top_k as usize;
-                for &id in &column.ids[first..][..per_rank * top_k as usize] {
-                    row[id as usize] += 1;
-                }
-            }
-            let routing = RoutingStep::new(step as u64, column.layer, top_k, experts, counts)?;
-            steps.push(routing);
+        self.left_out += (cell.len() - wanted) as u64;
+        row.ids.extend_from_slice(&cell[..wanted]);
+        if choices.scores.is_empty() {
+            return Ok(());
         }
+        let before = row.scores.len();
+        for &column in &choices.scores {
+            for text in pieces(records.field(column)) {
+                row.scores.push(parse_score(text, || field(column))?);
+            }
+        }
+        let found = row.scores.len() - before;
+        if found < wanted || found > MAX_CHOICES {
+            return Err(TraceError::invalid(
+                field(choices.scores[0]),
+                format!("{wanted} scores, one for every expert id"),
+                found.to_string(),
+            ));
+        }
+        row.scores.truncate(before + wanted);
+        Ok(())
     }
-    let mut meta = TraceMeta::of_step(&steps[0]);
-    meta.origin = records.name.trim().to_owned();
-    meta.notes = vec![format!(
-        "imported from expert ids of {tokens} tokens: source rank r reads the contiguous slice r of {slice}; {} tokens left out",
-        tokens - num_steps * per_rank * ranks
-    )];
-    Ok(Trace { meta, steps })
 }
 
-/// Layer columns in ascending order of layer.
-fn find_columns<R: BufRead>(records: &Records<R>) -> Result<Vec<Column>, TraceError> {
-    let mut columns: Vec<Column> = Vec::new();
-    for (index, name) in records.record.iter().enumerate() {
-        if let Some(layer) = layer_of(name) {
-            columns.push(Column {
-                index,
-                layer,
-                ids: Vec::new(),
-            });
+impl Rows for TokenRecords {
+    fn next_row(&mut self, row: &mut Row) -> Result<bool, TraceError> {
+        if !self.records.advance_by(self.header.len())? {
+            return Ok(false);
         }
+        row.clear();
+        row.step = self.number(self.step, u64::MAX)?;
+        row.rank = self.number(self.rank, MAX_EXPERT)?.map(|rank| rank as u32);
+        let wide = self
+            .choices
+            .first()
+            .is_some_and(|first| first.layer.is_some());
+        if wide {
+            if row.layers.len() != self.choices.len() {
+                row.layers = self.choices.iter().filter_map(|each| each.layer).collect();
+            }
+        } else {
+            let layer = self.number(self.layer, u32::MAX.into())?;
+            row.layers.clear();
+            row.layers.push(layer.unwrap_or(0) as u32);
+        }
+        for index in 0..self.choices.len() {
+            self.read_choices(index, row)?;
+        }
+        Ok(true)
     }
-    columns.sort_by_key(|column| column.layer);
-    match columns.windows(2).find(|two| two[0].layer == two[1].layer) {
-        Some(two) => Err(TraceError::invalid(
-            records.place().field(format!("L{}", two[0].layer)),
+
+    fn place(&self) -> Place {
+        self.records.place()
+    }
+
+    fn report(&self, report: &mut ImportReport) {
+        report.left_out_choices += self.left_out;
+    }
+}
+
+/// Columns of choices, in ascending order of layer.
+fn find_choices(header: &[String], records: &Records) -> Result<Vec<Choices>, TraceError> {
+    let all = |prefixes: &[&str]| {
+        let mut found: Vec<(u32, usize)> = Vec::new();
+        for (column, name) in header.iter().enumerate() {
+            found.extend(numbered(name, prefixes).map(|number| (number, column)));
+        }
+        found.sort_unstable();
+        found
+    };
+    let wide = all(names::LAYER_IDS);
+    if let Some(two) = wide.windows(2).find(|two| two[0].0 == two[1].0) {
+        return Err(TraceError::invalid(
+            records.place().field(header[two[1].1].as_str()),
             "every layer once",
             "it again",
-        )),
-        None => Ok(columns),
+        ));
     }
+    if !wide.is_empty() {
+        let scores = all(names::LAYER_SCORES);
+        let choices = wide.into_iter().map(|(layer, column)| Choices {
+            layer: Some(layer),
+            ids: vec![column],
+            scores: {
+                let same = scores.iter().filter(|(of, _)| *of == layer);
+                same.map(|&(_, column)| column).collect()
+            },
+        });
+        return Ok(choices.collect());
+    }
+    let named = |names: &[&str], prefixes: &[&str]| match header
+        .iter()
+        .position(|name| names::is(name, names))
+    {
+        Some(column) => vec![column],
+        None => all(prefixes)
+            .into_iter()
+            .map(|(_, column)| column)
+            .collect(),
+    };
+    Ok(vec![Choices {
+        layer: None,
+        ids: named(names::IDS, names::NUMBERED_IDS),
+        scores: named(names::SCORES, names::NUMBERED_SCORES),
+    }])
+}
+
+/// Whether no id comes twice, and there are not too many to tell.
+pub(super) fn are_different(ids: &[u32]) -> bool {
+    ids.len() <= MAX_CHOICES && (1..ids.len()).all(|index| !ids[..index].contains(&ids[index]))
+}
+
+/// The numbers of a cell, which may be separated by anything that lists are written with.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|letter: char| " \t,;|[]()".contains(letter))
+        .filter(|piece| !piece.is_empty())
+}
+
+fn append_ids(text: &str, ids: &mut Vec<u32>, place: impl Fn() -> Place) -> Result<(), TraceError> {
+    // Almost all cells are digits and single spaces.
+    let before = ids.len();
+    let (mut value, mut digits) = (0_u32, 0);
+    for &byte in text.as_bytes() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit < 10 && digits < 7 {
+            value = value * 10 + u32::from(digit);
+            digits += 1;
+        } else if byte == b' ' && digits > 0 {
+            ids.push(value);
+            (value, digits) = (0, 0);
+        } else {
+            ids.truncate(before);
+            return append_any_ids(text, ids, place);
+        }
+    }
+    if digits > 0 {
+        ids.push(value);
+    }
+    match ids[before..].iter().all(|&id| u64::from(id) <= MAX_EXPERT) {
+        true => Ok(()),
+        false => {
+            ids.truncate(before);
+            append_any_ids(text, ids, place)
+        }
+    }
+}
+
+fn append_any_ids(
+    text: &str,
+    ids: &mut Vec<u32>,
+    place: impl Fn() -> Place,
+) -> Result<(), TraceError> {
+    for piece in pieces(text) {
+        ids.push(parse_number(piece, MAX_EXPERT, &place)? as u32);
+        if ids.len() > MAX_CHOICES {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -1,13 +1,18 @@
 //! Public layouts.
 
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::path::PathBuf;
 
 use moeplan_traces::{ImportOptions, RoutingStep, StepStats, Trace, TraceError, open};
 use proptest::prelude::*;
 
 fn import(text: &str, options: &ImportOptions) -> Result<Trace, TraceError> {
-    open(text.as_bytes(), "t.csv", options)
+    read(text.as_bytes(), "t.csv", options)
+}
+
+/// All steps of a file.
+pub(crate) fn read(bytes: &[u8], name: &str, options: &ImportOptions) -> Result<Trace, TraceError> {
+    open(Cursor::new(bytes.to_vec()), name, options)?.read()
 }
 
 fn refuse(text: &str, place: &str, words: &str) {
@@ -46,7 +51,10 @@ fn per_token_ids_become_steps() {
     assert_eq!((trace.meta.experts, trace.meta.top_k), (8, 2));
     // Nine tokens: slices of four, two steps, one token left out.
     assert_eq!(trace.steps.len(), 4);
-    assert!(trace.meta.notes[0].ends_with("1 tokens left out"));
+    assert_eq!(
+        trace.meta.reduced,
+        ["1 tokens left out that do not fill a step"]
+    );
     let steps: Vec<&RoutingStep> = trace.steps_of_layer(3).collect();
     assert_eq!(steps[0].counts(0), [0, 1, 1, 0, 2, 0, 0, 0]);
     assert_eq!(steps[0].counts(1), [2, 2, 0, 0, 0, 0, 0, 0]);
@@ -133,7 +141,7 @@ fn bad_count_files_are_refused() {
 proptest! {
     #[test]
     fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let read = |bytes: &[u8]| open(bytes, "t.csv", &small()).is_ok();
+        let read = |bytes: &[u8]| read(bytes, "t.csv", &small()).is_ok();
         read(&bytes);
         read(&[b"t,L0,L1\n".as_slice(), &bytes].concat());
         read(&[b"0,0,5\n".as_slice(), &bytes].concat());
@@ -165,7 +173,7 @@ fn gpt_oss_capture() {
     let Some(bytes) = shared("gpt-oss-20b_decode.csv") else {
         return;
     };
-    let trace = open(bytes.as_slice(), "gpt-oss", &ImportOptions::default()).unwrap();
+    let trace = read(&bytes, "gpt-oss", &ImportOptions::default()).unwrap();
     assert_eq!((trace.meta.experts, trace.meta.top_k), (32, 4));
     // 10,724 tokens: slices of 1,340, 20 steps of 64 tokens a rank, 24 layers.
     assert_eq!(trace.steps.len(), 20 * 24);
@@ -190,7 +198,7 @@ fn olmoe_counts() {
             top_k: Some(top_k),
             ..ImportOptions::default()
         };
-        let trace = open(bytes.as_slice(), name, &options).unwrap();
+        let trace = read(&bytes, name, &options).unwrap();
         assert_eq!(trace.meta.experts, experts, "{name}");
         assert_eq!(trace.meta.tokens_per_rank, Some(208_896), "{name}");
         assert_eq!(trace.layers(), [0, 1, 2], "{name}");

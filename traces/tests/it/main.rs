@@ -8,3 +8,5 @@ mod import;
 mod resample;
 mod routing;
 mod shipped;
+mod stats;
+mod tokens;

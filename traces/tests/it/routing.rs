@@ -34,12 +34,12 @@ fn statistics() {
     let stats = StepStats::of(&step());
     // Loads 6, 4, 3, 3 around 4: squares 4 + 0 + 1 + 1, over 4 experts.
     assert_eq!(stats.coefficient_of_variation, 1.5_f64.sqrt() / 4.0);
-    assert_eq!(stats.dropped_at_one, 2.0 / 16.0);
+    assert_eq!(stats.dropped, [2.0 / 16.0]);
     let even = RoutingStep::uniform(&shape(3, 8, 16, 2), 0, 0).unwrap();
     let stats = StepStats::of(&even);
     assert_eq!(stats.entropy_bits, 3.0);
     assert_eq!(stats.needed_capacity_factor, 1.0);
-    assert_eq!(stats.dropped_at_one, 0.0);
+    assert_eq!(stats.dropped, [0.0]);
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! The classifier around the MoE layers, its gradients and Adam.
 //!
-//! Patches are embedded, with a position each; then, layer by layer, every token gets a projection
-//! of the mean of its image (the only way in which tokens see each other) and the output of a MoE
-//! layer; the mean of the tokens is classified.
+//! Tokens are embedded, with a position each; then, layer by layer, every token gets a projection of
+//! what it sees of other tokens and the output of a MoE layer. In images it sees the mean of its
+//! image, and in the end the mean of the tokens is classified. In texts layer `l` sees the token
+//! `2^l` before, and in the end every token says which comes next.
 
 use std::ops::Range;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::data::{CLASSES, Images, PATCHES, PIXELS};
+use crate::data::{Format, Items};
 use crate::math::{
     Store, add_normalize_gradient, add_outer, add_product, add_product_transposed, add_rows,
     normalize, softmax,
@@ -25,6 +26,7 @@ pub(crate) const HIDDEN: usize = 32;
 pub(crate) struct Sizes {
     pub(crate) layers: usize,
     pub(crate) experts: usize,
+    pub(crate) top_k: usize,
 }
 
 struct Layer {
@@ -33,6 +35,7 @@ struct Layer {
 }
 
 pub(crate) struct Model {
+    format: Format,
     store: Store,
     embed: Range<usize>,
     positions: Range<usize>,
@@ -59,19 +62,21 @@ struct Forward {
     layers: Vec<LayerForward>,
     normed: Vec<f32>,
     scales: Vec<f32>,
+    /// What the head sees: `[items, DIM]` or `[items, tokens, DIM]`.
     pooled: Vec<f32>,
     probabilities: Vec<f32>,
 }
 
 struct LayerForward {
-    means: Vec<f32>,
+    /// What tokens see of others: `[items, DIM]` or `[items, tokens, DIM]`.
+    seen: Vec<f32>,
     normed: Vec<f32>,
     scales: Vec<f32>,
     routed: Routed,
 }
 
 impl Model {
-    pub(crate) fn new(sizes: Sizes, seed: u64) -> Self {
+    pub(crate) fn new(format: Format, sizes: Sizes, seed: u64) -> Self {
         let mut values = Vec::new();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // Uniform with this standard deviation.
@@ -84,12 +89,22 @@ impl Model {
             start..values.len()
         };
         let by_root = |fan_in: usize| 1.0 / libm::sqrtf(fan_in as f32);
-        let embed = piece(PIXELS * DIM, by_root(PIXELS));
-        let positions = piece(PATCHES * DIM, 0.5);
+        let numbers = if format.per_token {
+            // One number of a token is 1, the others 0.
+            1
+        } else {
+            format.features
+        };
+        let embed = piece(format.features * DIM, by_root(numbers));
+        let positions = piece(
+            format.tokens * DIM,
+            if format.per_token { 0.1 } else { 0.5 },
+        );
         let layers = (0..sizes.layers)
             .map(|_| Layer {
                 mix: piece(DIM * DIM, 0.5 * by_root(DIM)),
                 moe: Moe {
+                    top_k: sizes.top_k,
                     gate: piece(DIM * sizes.experts, 0.1 * by_root(DIM)),
                     experts: (0..sizes.experts)
                         .map(|_| Expert {
@@ -102,10 +117,11 @@ impl Model {
                 },
             })
             .collect();
-        let head = piece(DIM * CLASSES, 0.1 * by_root(DIM));
-        let head_bias = piece(CLASSES, 0.0);
+        let head = piece(DIM * format.classes, 0.1 * by_root(DIM));
+        let head_bias = piece(format.classes, 0.0);
         let count = values.len();
         Self {
+            format,
             store: Store {
                 values,
                 gradients: vec![0.0; count],
@@ -130,13 +146,13 @@ impl Model {
     /// Adds the gradients of one rank's batch, times `scale`.
     pub(crate) fn train(
         &mut self,
-        images: &Images,
+        items: &Items,
         batch: &[usize],
         balance: f32,
         scale: f32,
     ) -> Trained {
-        let forward = self.forward(images, batch);
-        let labels: Vec<usize> = batch.iter().map(|&image| images.labels[image]).collect();
+        let forward = self.forward(items, batch);
+        let labels = labels(items, batch);
         let loss = cross_entropy(&forward.probabilities, &labels);
         self.backward(&forward, &labels, balance * scale, scale);
         let layers = || forward.layers.iter().map(|layer| &layer.routed);
@@ -147,22 +163,23 @@ impl Model {
         }
     }
 
-    /// The part of the images that are classified right.
-    pub(crate) fn accuracy(&self, images: &Images) -> f32 {
-        let all: Vec<usize> = (0..images.len()).collect();
-        let mut right = 0;
+    /// The part of the answers that are right.
+    pub(crate) fn accuracy(&self, items: &Items) -> f32 {
+        let all: Vec<usize> = (0..items.len()).collect();
+        let (mut right, mut count) = (0, 0);
         for batch in all.chunks(64) {
-            let forward = self.forward(images, batch);
-            let rows = forward.probabilities.chunks_exact(CLASSES);
+            let forward = self.forward(items, batch);
+            let rows = forward.probabilities.chunks_exact(self.format.classes);
+            let labels = labels(items, batch);
+            count += labels.len();
+            let best =
+                |row: &[f32]| (0..row.len()).fold(0, |a, b| if row[b] > row[a] { b } else { a });
             right += rows
-                .zip(batch)
-                .filter(|(row, image)| {
-                    let best = (0..CLASSES).fold(0, |a, b| if row[b] > row[a] { b } else { a });
-                    best == images.labels[**image]
-                })
+                .zip(labels)
+                .filter(|(row, label)| best(row) == *label)
                 .count();
         }
-        right as f32 / images.len() as f32
+        right as f32 / count as f32
     }
 
     /// One step of Adam.
@@ -181,22 +198,27 @@ impl Model {
         }
     }
 
-    fn forward(&self, images: &Images, batch: &[usize]) -> Forward {
+    fn forward(&self, items: &Items, batch: &[usize]) -> Forward {
         let store = &self.store;
-        let inputs: Vec<f32> = batch
+        let Format {
+            tokens,
+            features,
+            classes,
+            per_token,
+        } = self.format;
+        let mut inputs = Vec::with_capacity(batch.len() * tokens * features);
+        batch
             .iter()
-            .flat_map(|&image| images.image(image))
-            .copied()
-            .collect();
+            .for_each(|&item| items.gather(item, &mut inputs));
         let mut h = store.value(&self.positions).repeat(batch.len());
-        add_product(&mut h, &inputs, store.value(&self.embed), PIXELS, DIM);
+        add_product(&mut h, &inputs, store.value(&self.embed), features, DIM);
         let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let means = image_means(&h);
-            let mut shift = vec![0.0; means.len()];
-            add_product(&mut shift, &means, store.value(&layer.mix), DIM, DIM);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let seen = self.see(&h, index);
+            let mut shift = vec![0.0; seen.len()];
+            add_product(&mut shift, &seen, store.value(&layer.mix), DIM, DIM);
             for (h, shift) in h
-                .chunks_exact_mut(PATCHES * DIM)
+                .chunks_exact_mut(h_per_seen(self.format))
                 .zip(shift.chunks_exact(DIM))
             {
                 for h in h.chunks_exact_mut(DIM) {
@@ -206,18 +228,22 @@ impl Model {
             let (normed, scales) = normalize(&h, DIM);
             let routed = layer.moe.forward(store, normed.clone(), &mut h);
             layers.push(LayerForward {
-                means,
+                seen,
                 normed,
                 scales,
                 routed,
             });
         }
         let (normed, scales) = normalize(&h, DIM);
-        let pooled = image_means(&normed);
-        let mut probabilities = store.value(&self.head_bias).repeat(batch.len());
+        let pooled = if per_token {
+            normed.clone()
+        } else {
+            item_means(&normed, tokens)
+        };
+        let mut probabilities = store.value(&self.head_bias).repeat(pooled.len() / DIM);
         let head = store.value(&self.head);
-        add_product(&mut probabilities, &pooled, head, DIM, CLASSES);
-        softmax(&mut probabilities, CLASSES);
+        add_product(&mut probabilities, &pooled, head, DIM, classes);
+        softmax(&mut probabilities, classes);
         Forward {
             tokens: inputs,
             layers,
@@ -228,89 +254,146 @@ impl Model {
         }
     }
 
+    /// What tokens see of others in layer `index`.
+    fn see(&self, h: &[f32], index: usize) -> Vec<f32> {
+        if self.format.per_token {
+            earlier(h, self.format.tokens, 1 << index)
+        } else {
+            item_means(h, self.format.tokens)
+        }
+    }
+
     fn backward(&mut self, forward: &Forward, labels: &[usize], balance: f32, scale: f32) {
+        let Format {
+            tokens,
+            features,
+            classes,
+            per_token,
+        } = self.format;
         let store = &mut self.store;
         let mut dlogits = forward.probabilities.clone();
-        for (row, &label) in dlogits.chunks_exact_mut(CLASSES).zip(labels) {
+        for (row, &label) in dlogits.chunks_exact_mut(classes).zip(labels) {
             row[label] -= 1.0;
             row.iter_mut()
                 .for_each(|d| *d *= scale / labels.len() as f32);
         }
         add_rows(store.gradient(&self.head_bias), &dlogits);
         let dhead = store.gradient(&self.head);
-        add_outer(dhead, &forward.pooled, &dlogits, DIM, CLASSES);
+        add_outer(dhead, &forward.pooled, &dlogits, DIM, classes);
         let mut dpooled = vec![0.0; forward.pooled.len()];
         let head = store.value(&self.head);
-        add_product_transposed(&mut dpooled, &dlogits, head, DIM, CLASSES);
-        let mut dnormed = vec![0.0; forward.normed.len()];
-        add_to_tokens(&mut dnormed, &dpooled);
+        add_product_transposed(&mut dpooled, &dlogits, head, DIM, classes);
+        let dnormed = if per_token {
+            dpooled
+        } else {
+            let mut dnormed = vec![0.0; forward.normed.len()];
+            add_to_tokens(&mut dnormed, &dpooled, tokens);
+            dnormed
+        };
         let mut dh = vec![0.0; dnormed.len()];
         let (normed, scales) = (&forward.normed, &forward.scales);
         add_normalize_gradient(&mut dh, normed, scales, &dnormed, DIM);
 
-        for (layer, forward) in self.layers.iter().zip(&forward.layers).rev() {
+        for (index, (layer, forward)) in self.layers.iter().zip(&forward.layers).enumerate().rev() {
             let dnormed = layer.moe.backward(store, &forward.routed, &dh, balance);
             let (normed, scales) = (&forward.normed, &forward.scales);
             add_normalize_gradient(&mut dh, normed, scales, &dnormed, DIM);
-            let mut dshift = vec![0.0; forward.means.len()];
+            let mut dshift = vec![0.0; forward.seen.len()];
             for (dshift, dh) in dshift
                 .chunks_exact_mut(DIM)
-                .zip(dh.chunks_exact(PATCHES * DIM))
+                .zip(dh.chunks_exact(h_per_seen(self.format)))
             {
                 add_rows(dshift, dh);
             }
-            add_outer(
-                store.gradient(&layer.mix),
-                &forward.means,
-                &dshift,
-                DIM,
-                DIM,
-            );
-            let mut dmeans = vec![0.0; dshift.len()];
+            add_outer(store.gradient(&layer.mix), &forward.seen, &dshift, DIM, DIM);
+            let mut dseen = vec![0.0; dshift.len()];
             let mix = store.value(&layer.mix);
-            add_product_transposed(&mut dmeans, &dshift, mix, DIM, DIM);
-            add_to_tokens(&mut dh, &dmeans);
+            add_product_transposed(&mut dseen, &dshift, mix, DIM, DIM);
+            if per_token {
+                add_to_earlier(&mut dh, &dseen, tokens, 1 << index);
+            } else {
+                add_to_tokens(&mut dh, &dseen, tokens);
+            }
         }
         add_outer(
             store.gradient(&self.embed),
             &forward.tokens,
             &dh,
-            PIXELS,
+            features,
             DIM,
         );
         add_rows(store.gradient(&self.positions), &dh);
     }
 }
 
-/// The mean token of every image.
-fn image_means(h: &[f32]) -> Vec<f32> {
-    let mut means = vec![0.0; h.len() / PATCHES];
+/// Numbers of hidden state that get the projection of one seen vector.
+fn h_per_seen(format: Format) -> usize {
+    if format.per_token {
+        DIM
+    } else {
+        format.tokens * DIM
+    }
+}
+
+fn labels(items: &Items, batch: &[usize]) -> Vec<usize> {
+    let labels = batch.iter().flat_map(|&item| items.labels(item));
+    labels.copied().collect()
+}
+
+/// The mean token of every item.
+fn item_means(h: &[f32], tokens: usize) -> Vec<f32> {
+    let mut means = vec![0.0; h.len() / tokens];
     for (mean, h) in means
         .chunks_exact_mut(DIM)
-        .zip(h.chunks_exact(PATCHES * DIM))
+        .zip(h.chunks_exact(tokens * DIM))
     {
         add_rows(mean, h);
-        mean.iter_mut().for_each(|value| *value /= PATCHES as f32);
+        mean.iter_mut().for_each(|value| *value /= tokens as f32);
     }
     means
 }
 
-/// The gradient of [`image_means`]: every token gets its part.
-fn add_to_tokens(dh: &mut [f32], dmeans: &[f32]) {
+/// The gradient of [`item_means`]: every token gets its part.
+fn add_to_tokens(dh: &mut [f32], dmeans: &[f32], tokens: usize) {
     for (dh, dmean) in dh
-        .chunks_exact_mut(PATCHES * DIM)
+        .chunks_exact_mut(tokens * DIM)
         .zip(dmeans.chunks_exact(DIM))
     {
         for dh in dh.chunks_exact_mut(DIM) {
             for (dh, &dmean) in dh.iter_mut().zip(dmean) {
-                *dh += dmean / PATCHES as f32;
+                *dh += dmean / tokens as f32;
             }
         }
     }
 }
 
+/// Every token as it is `back` tokens later in its item; zeros before the first.
+fn earlier(h: &[f32], tokens: usize, back: usize) -> Vec<f32> {
+    let mut seen = vec![0.0; h.len()];
+    let skip = back.min(tokens) * DIM;
+    for (seen, h) in seen
+        .chunks_exact_mut(tokens * DIM)
+        .zip(h.chunks_exact(tokens * DIM))
+    {
+        seen[skip..].copy_from_slice(&h[..tokens * DIM - skip]);
+    }
+    seen
+}
+
+/// The gradient of [`earlier`].
+fn add_to_earlier(dh: &mut [f32], dseen: &[f32], tokens: usize, back: usize) {
+    let skip = back.min(tokens) * DIM;
+    for (dh, dseen) in dh
+        .chunks_exact_mut(tokens * DIM)
+        .zip(dseen.chunks_exact(tokens * DIM))
+    {
+        add_rows(&mut dh[..tokens * DIM - skip], &dseen[skip..]);
+    }
+}
+
 fn cross_entropy(probabilities: &[f32], labels: &[usize]) -> f32 {
-    let rows = probabilities.chunks_exact(CLASSES).zip(labels);
+    let classes = probabilities.len() / labels.len();
+    let rows = probabilities.chunks_exact(classes).zip(labels);
     let sum: f32 = rows
         .map(|(row, &label)| -libm::logf(row[label].max(1e-30)))
         .sum();
@@ -323,20 +406,25 @@ mod tests {
 
     /// Every kind of parameter against the slope of the loss; choices do not change under so
     /// small a step, and the fractions of the balancing loss count as constants.
-    #[test]
-    fn gradients_are_slopes() {
+    fn check_gradients(per_token: bool, top_k: usize) {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let images = Images {
-            patches: (0..2 * PATCHES * PIXELS)
-                .map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5)
-                .collect(),
-            labels: vec![1, 7],
+        let format = Format {
+            tokens: 16,
+            features: 16,
+            classes: 10,
+            per_token,
         };
+        let answers = match per_token {
+            true => (0..32).map(|token| token % 10).collect(),
+            false => vec![1, 7],
+        };
+        let images = Items::noise(format, answers, &mut rng);
         let sizes = Sizes {
             layers: 2,
             experts: 4,
+            top_k,
         };
-        let mut model = Model::new(sizes, 5);
+        let mut model = Model::new(format, sizes, 5);
         // Gates far apart, so that few tokens are about to change their choice.
         for layer in &model.layers {
             let gate = &mut model.store.values[layer.moe.gate.clone()];
@@ -348,7 +436,7 @@ mod tests {
         let loss = |model: &Model| {
             let forward = model.forward(&images, &batch);
             let routed = forward.layers.iter().map(|layer| &layer.routed);
-            cross_entropy(&forward.probabilities, &images.labels)
+            cross_entropy(&forward.probabilities, &labels(&images, &batch))
                 + balance * routed.map(Routed::balance).sum::<f32>()
         };
         let first = &model.layers[0];
@@ -383,7 +471,19 @@ mod tests {
             let slope = (shifted(by) - shifted(-by)) / (2.0 * by);
             model.store.values.copy_from_slice(&values);
             let ratio = slope / length;
-            assert!((0.95..1.05).contains(&ratio), "{name}: {ratio}");
+            assert!(
+                (0.95..1.05).contains(&ratio),
+                "{name}: {ratio} ({per_token} {top_k})"
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_are_slopes() {
+        for per_token in [false, true] {
+            for top_k in [1, 2] {
+                check_gradients(per_token, top_k);
+            }
         }
     }
 }

@@ -206,21 +206,41 @@ impl Scratch {
     }
 }
 
-/// Counts for all ranks of `shape`; rank `s` draws from `shares[s mod len]`.
+/// What one source rank draws from: shares, each with how many of its tokens choose by them.
+#[derive(Debug, Clone)]
+pub(crate) struct Source(pub(crate) Vec<(Shares, u32)>);
+
+impl Source {
+    /// Every expert's share of the copies, over all parts.
+    pub(crate) fn mean_shares(&self) -> Vec<f64> {
+        let experts = self.0.first().map_or(0, |(shares, _)| shares.chances.len());
+        let mut mean = vec![0.0; experts];
+        let all: f64 = self.0.iter().map(|(_, tokens)| f64::from(*tokens)).sum();
+        for (shares, tokens) in &self.0 {
+            let part = f64::from(*tokens) / all.max(1.0) / (ONE * u64::from(shares.top_k)) as f64;
+            for (mean, &chance) in mean.iter_mut().zip(&shares.chances) {
+                *mean += part * chance as f64;
+            }
+        }
+        mean
+    }
+}
+
+/// Counts for all ranks of `shape`; rank `s` draws from `sources[s mod len]`.
 ///
 /// Rows are drawn one by one until about 2^22 copies are drawn; later ranks reuse rows of the same
-/// shares, because 2,048 ranks with 32,768 copies each would take half a second. When every
+/// source, because 2,048 ranks with 32,768 copies each would take half a second. When every
 /// `replicas` neighbours have equal chances, a reused row has them rotated by the number of the
 /// reuse, which is as likely a draw: otherwise the noise of equal rows would add up in the same
 /// experts. With `replicas` 1 reused rows are plain copies: the noise within a rank is right, that
 /// of an expert's total is the noise of the drawn rows only.
 pub(crate) fn fill_rows(
     shape: &Shape,
-    shares: &[Shares],
+    all: &[Source],
     replicas: usize,
     stream_of_rank: impl Fn(u32) -> ChaCha8Rng,
 ) -> Vec<u32> {
-    let sources = shares.len().min(shape.ranks).max(1);
+    let sources = all.len().min(shape.ranks).max(1);
     let rounds = shape.ranks.div_ceil(sources);
     let affordable = DRAWN_COPIES
         / shape
@@ -235,7 +255,9 @@ pub(crate) fn fill_rows(
     let mut scratch = Scratch::default();
     for (rank, row) in fresh.chunks_exact_mut(shape.experts).enumerate() {
         let mut rng = stream_of_rank(rank as u32);
-        shares[rank % sources].draw(shape.tokens_per_rank, &mut rng, &mut scratch, row);
+        for (shares, tokens) in &all[rank % sources].0 {
+            shares.draw(*tokens, &mut rng, &mut scratch, row);
+        }
     }
     for (rank, row) in (drawn..).zip(reused.chunks_exact_mut(shape.experts)) {
         let original = &fresh[(rank % drawn) * shape.experts..][..shape.experts];

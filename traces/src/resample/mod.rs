@@ -1,6 +1,6 @@
 //! Scaling a recorded step to another shape; the rules are at [`RoutingStep::resample`].
 
-use crate::draw::{Shares, fill_rows, stream};
+use crate::draw::{Shares, Source, fill_rows, stream};
 use crate::error::TraceError;
 use crate::routing::{RoutingStep, Shape};
 
@@ -14,7 +14,7 @@ pub(crate) fn resample(
         return Ok(recorded.clone());
     }
     let loads = recorded.expert_loads();
-    let shares: Vec<Shares> = recorded
+    let sources: Vec<Source> = recorded
         .rows()
         .take(target.ranks)
         .map(|row| {
@@ -24,7 +24,10 @@ pub(crate) fn resample(
                 let row: Vec<u64> = row.iter().map(|&count| count.into()).collect();
                 split(&row, target.experts)
             };
-            Shares::new(&weights, target.top_k)
+            Source(vec![(
+                Shares::new(&weights, target.top_k),
+                target.tokens_per_rank,
+            )])
         })
         .collect();
     let replicas = if target.experts.is_multiple_of(recorded.num_experts()) {
@@ -33,7 +36,7 @@ pub(crate) fn resample(
         1
     };
     let (step, layer) = (recorded.step(), recorded.layer());
-    let counts = fill_rows(target, &shares, replicas, |rank| {
+    let counts = fill_rows(target, &sources, replicas, |rank| {
         stream(seed, "resample", step, layer, rank)
     });
     Ok(RoutingStep::from_checked(

@@ -7,7 +7,7 @@ use crate::format::{Trace, TraceReader};
 pub const SHIPPED: &[&str] = &["digits"];
 
 /// Texts of the shipped traces, in the order of [`SHIPPED`].
-const TEXTS: &[&str] = &[include_str!("../digits-moe.csv")];
+const TEXTS: &[&str] = &[include_str!("digits-moe.csv")];
 
 /// The shipped trace of this name; see `traces/README.md` for what they are.
 pub fn shipped(name: &str) -> Result<Trace, TraceError> {

@@ -1,4 +1,4 @@
-//! One MoE layer: a top-2 softmax gate and feed-forward experts, with its gradients.
+//! One MoE layer: a top-1 or top-2 softmax gate and feed-forward experts, with its gradients.
 
 use std::ops::Range;
 
@@ -7,6 +7,9 @@ use crate::model::{DIM, HIDDEN};
 
 /// Where the parameters of a layer are.
 pub(crate) struct Moe {
+    /// 1, as in Switch (the share of the expert is its gate), or 2, as in GShard (the shares of the
+    /// two sum to one).
+    pub(crate) top_k: usize,
     pub(crate) gate: Range<usize>,
     pub(crate) experts: Vec<Expert>,
 }
@@ -65,10 +68,15 @@ impl Moe {
         let mut choices = Vec::with_capacity(tokens);
         for (token, gates) in gates.chunks_exact(experts).enumerate() {
             let (first, second) = top_2(gates);
-            let sum = gates[first] + gates[second];
+            let sum = match self.top_k {
+                1 => 1.0,
+                _ => gates[first] + gates[second],
+            };
             choices.push([(first, gates[first] / sum), (second, gates[second] / sum)]);
             queues[first].push((token, 0));
-            queues[second].push((token, 1));
+            if self.top_k > 1 {
+                queues[second].push((token, 1));
+            }
             fractions[first] += 1.0 / tokens as f32;
         }
 
@@ -157,8 +165,12 @@ impl Moe {
             let [d1, d2] = dshares[token];
             let sum = gates[first] + gates[second];
             let mut dgates = pressure.clone();
-            dgates[first] += (d1 - d2) * share_2 / sum;
-            dgates[second] += (d2 - d1) * share_1 / sum;
+            if self.top_k > 1 {
+                dgates[first] += (d1 - d2) * share_2 / sum;
+                dgates[second] += (d2 - d1) * share_1 / sum;
+            } else {
+                dgates[first] += d1;
+            }
             let mean = dot(gates, &dgates);
             dlogits.extend(gates.iter().zip(&dgates).map(|(&g, &dg)| g * (dg - mean)));
         }
