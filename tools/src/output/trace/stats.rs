@@ -162,7 +162,7 @@ pub fn plots(stats: &TraceStats) -> String {
         if factors.len() > 1 {
             let plot = sparkline(&factors, PLOT, f.min, f.max);
             text += &format!(
-                "{plot}  needed f, {} to {}\n{indent}",
+                "{plot}  needed f, {} at first, {} at last\n{indent}",
                 three(f.first),
                 three(f.last)
             );
