@@ -9,12 +9,12 @@ use crate::routing::{RoutingStep, Shape};
 
 /// A part of the recording, one over this, over which the trend is smoothed to either side, and
 /// from how far away residuals are taken: short against the run, long against a step.
-const REACH: usize = 16;
+const REACH: usize = 32;
 
 /// A recorded trace, taken apart so that others like it can be made.
 ///
 /// Per layer, the logarithm of every expert's share is a trend over the run (a moving average over
-/// an eighth of it, which keeps marginals and long waves), a residual of each step, and what each
+/// a sixteenth of it, which keeps marginals and long waves), a residual of each step, and what each
 /// rank differs from the step. A new run follows the trend, stretched to its length, and borrows
 /// residuals and ranks' differences in blocks of neighbouring recorded steps from about the same
 /// part of the run (the local block bootstrap of Paparoditis and Politis, 2002). A block is taken

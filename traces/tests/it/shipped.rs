@@ -33,6 +33,34 @@ fn digits_is_what_the_readme_says() {
 }
 
 #[test]
+fn needed_capacity_moves_while_the_models_learn() {
+    for name in SHIPPED {
+        let trace = shipped(name).unwrap();
+        for layer in trace.layers() {
+            let (least, most) = needed(&trace, layer);
+            assert!(
+                most / least > 1.5,
+                "{name}, layer {layer}: {least} to {most}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_balancing_loss_evens_loads() {
+    // The same model and data, with a weight of 0.01 and with none.
+    let mean = |name: &str, layer: u32| {
+        let trace = shipped(name).unwrap();
+        let steps = trace.steps_of_layer(layer).skip(50);
+        steps.map(RoutingStep::max_over_mean).sum::<f64>() / 50.0
+    };
+    for layer in 0..3 {
+        let (with, without) = (mean("digits", layer), mean("digits-free", layer));
+        assert!(without > 1.2 * with, "layer {layer}: {with} {without}");
+    }
+}
+
+#[test]
 fn digits_scales_to_a_big_cluster() {
     let trace = shipped("digits").unwrap();
     let target = Shape {

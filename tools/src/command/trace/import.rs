@@ -99,7 +99,14 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     };
     let mut source = open(&fixed)?;
     let mut written = Tally::default();
-    write(&path, &meta, &mut source, &mut written, tally.records, session)?;
+    write(
+        &path,
+        &meta,
+        &mut source,
+        &mut written,
+        tally.records,
+        session,
+    )?;
     let report = source.report();
     for warning in report.warnings() {
         session.note(&format!("warning: {file}: {warning}"));
@@ -126,21 +133,14 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
         command: "trace import",
         settings: to_json(&settings)?,
         seed: 0,
-        body: body([
-            ("trace", row),
-            ("warnings", json!(report.warnings())),
-        ]),
+        body: body([("trace", row), ("warnings", json!(report.warnings()))]),
         rows: "trace",
         text,
     })
 }
 
 /// Reads all of `source`.
-fn drain(
-    source: &mut TraceSource,
-    tally: &mut Tally,
-    session: &Session<'_>,
-) -> Result<(), Error> {
+fn drain(source: &mut TraceSource, tally: &mut Tally, session: &Session<'_>) -> Result<(), Error> {
     while let Some(step) = source.next_step()? {
         if session.is_interrupted() {
             return Err(Error::Interrupted);
@@ -220,13 +220,7 @@ fn command(file: &str, settings: &ImportSettings) -> String {
     command
 }
 
-fn text(
-    file: &str,
-    path: &str,
-    meta: &TraceMeta,
-    report: &ImportReport,
-    tally: &Tally,
-) -> String {
+fn text(file: &str, path: &str, meta: &TraceMeta, report: &ImportReport, tally: &Tally) -> String {
     let tokens = match meta.tokens_per_rank {
         Some(tokens) => format!("{tokens} tokens a rank"),
         None => "varying numbers of tokens".to_owned(),
