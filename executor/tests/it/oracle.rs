@@ -3,51 +3,44 @@
 use crate::common::{Case, layer, plan, relative, run, wide};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::oracle::{CosineGate, Oracle, layer as oracle};
-use moeplan_executor::{Inputs, Routing};
+use moeplan_executor::{ExpertWeights, Inputs, RankOutputs, Routing};
 use moeplan_sim::compile::Plan;
 use moeplan_sim::spec::{Encode, Padding, ResolvedLayer};
 use moeplan_traces::{RoutingSpec, Shape, TokenStep};
 
-/// Asserts that a run is the oracle's, to `tolerance` of the norm.
+/// Asserts that a run is the oracle's, to `tolerance` of the norm of each tensor over all ranks or
+/// experts.
 pub(crate) fn agree(case: &Case, oracle: &Oracle, tolerance: f64) {
-    let check = |what: &str, error: f64| assert!(error <= tolerance, "{what}: {error:e}");
-    for (rank, ran) in case.ran.ranks.iter().enumerate() {
-        let each = |what: &str, ours: &[f32], theirs: &[f64]| {
-            check(
-                &format!("{what} of rank {rank}"),
-                relative(wide(ours), theirs.iter().copied()),
-            );
-        };
-        each("output", &ran.output, &oracle.output[rank]);
-        each("scores", &ran.assignment.scores, &oracle.factors[rank]);
-        each(
-            "token gradient",
-            &ran.token_gradient,
-            &oracle.token_gradient[rank],
+    let check = |what: &str, ours: Vec<&Vec<f32>>, theirs: Vec<&Vec<f64>>| {
+        let ours = ours.into_iter().flat_map(|values| wide(values));
+        let error = relative(ours, theirs.into_iter().flatten().copied());
+        assert!(error <= tolerance, "{what}: {error:e}");
+    };
+    let ranks = &case.ran.ranks;
+    let of = |part: fn(&RankOutputs) -> &Vec<f32>| ranks.iter().map(part).collect();
+    check(
+        "output",
+        of(|rank| &rank.output),
+        oracle.output.iter().collect(),
+    );
+    let scores = ranks.iter().map(|rank| &rank.assignment.scores);
+    check("scores", scores.collect(), oracle.factors.iter().collect());
+    let tokens = oracle.token_gradient.iter().collect();
+    check("token gradient", of(|rank| &rank.token_gradient), tokens);
+    let gates = oracle.gate_gradient.iter().collect();
+    check("gate gradient", of(|rank| &rank.gate_gradient), gates);
+    let losses: Vec<f32> = ranks.iter().map(|rank| rank.balance_loss).collect();
+    check("balance loss", vec![&losses], vec![&oracle.balance_loss]);
+    let parts: [fn(&ExpertWeights) -> &Vec<f32>; 4] =
+        [|e| &e.up, |e| &e.up_bias, |e| &e.down, |e| &e.down_bias];
+    for (index, part) in parts.into_iter().enumerate() {
+        let theirs = oracle.expert_gradients.iter().map(|expert| &expert[index]);
+        let what = format!("gradient of {}", ["W1", "b1", "W2", "b2"][index]);
+        check(
+            &what,
+            case.ran.expert_gradients.iter().map(part).collect(),
+            theirs.collect(),
         );
-        each(
-            "gate gradient",
-            &ran.gate_gradient,
-            &oracle.gate_gradient[rank],
-        );
-        let loss = (f64::from(ran.balance_loss) - oracle.balance_loss[rank]).abs();
-        check("balance loss", loss / oracle.balance_loss[rank].max(1e-9));
-    }
-    for (index, (ours, theirs)) in case
-        .ran
-        .expert_gradients
-        .iter()
-        .zip(&oracle.expert_gradients)
-        .enumerate()
-    {
-        let parts = [&ours.up, &ours.up_bias, &ours.down, &ours.down_bias];
-        for (name, (ours, theirs)) in ["W1", "b1", "W2", "b2"]
-            .iter()
-            .zip(parts.into_iter().zip(theirs))
-        {
-            let error = relative(wide(ours), theirs.iter().copied());
-            check(&format!("gradient of {name} of expert {index}"), error);
-        }
     }
 }
 
