@@ -3,8 +3,8 @@
 use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::settings::{
-    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, PriceSettings,
-    ReportSettings, RoutingSettings, StrategySettings,
+    BreakdownSettings, ClusterSettings, ExecuteSettings, LayerSettings, OutputSettings,
+    PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
@@ -60,6 +60,8 @@ pub enum Command {
     Collective(CollectiveArgs),
     /// One kernel alone on one GPU
     Kernel(KernelArgs),
+    /// Run the layer for real on this machine, and time it
+    Execute(ExecuteArgs),
 }
 
 /// What is simulated.
@@ -156,4 +158,22 @@ pub struct BreakdownArgs {
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+}
+
+/// `execute`.
+#[derive(Debug, Clone, Args)]
+pub struct ExecuteArgs {
+    /// fairseq, tutel or a TOML file; flags refine it; what is auto is decided by the simulator
+    /// on --cluster [default: tutel with r = 1, degree 1, linear]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// Where it runs.
+    #[command(flatten, next_help_heading = "Execution")]
+    pub execute: ExecuteSettings,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
 }

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod command;
 pub mod document;
 pub mod error;
+pub mod machine;
 pub mod output;
 pub mod play;
 pub mod presets;
@@ -153,6 +154,20 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.cluster = args.cluster;
             given.flags.collective = args.settings;
             command::collective::run(args.collective, &given, &mut session)?
+        }
+        Some(Command::Execute(args)) => {
+            take(
+                &mut given,
+                args.scenario,
+                args.strategy.into_iter().collect(),
+            );
+            given.flags.report = args.report;
+            given.flags.execute = args.execute;
+            command::execute::defaults(&mut given);
+            let resolved = resolve(&given, &command::execute::strategies())?;
+            one_strategy(&given, &resolved)?;
+            show(&resolved, &mut session)?;
+            command::execute::run(&given, resolved, &mut session)?
         }
         Some(Command::Kernel(args)) => {
             given.flags.cluster.preset = args.cluster;

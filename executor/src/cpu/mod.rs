@@ -145,7 +145,11 @@ impl Backend for Cpu {
                 memory.upload(backward.output_gradient, &job.inputs.output_gradient[rank])?;
             }
         }
-        let (timeline, counts) = streams::play(&state, &uses)?;
+        let streams::Played {
+            timeline,
+            busy,
+            counts,
+        } = streams::play(&state, &uses)?;
         let mut outputs = Vec::new();
         for memory in &state.ranks {
             let (assignment, balance_loss) = memory
@@ -177,6 +181,7 @@ impl Backend for Cpu {
             .collect();
         Ok(Ran {
             timeline,
+            busy,
             counts,
             outputs,
             peak_bytes,

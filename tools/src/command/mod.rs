@@ -4,5 +4,6 @@ pub mod breakdown;
 mod byte_matrix;
 pub mod collective;
 pub mod compare;
+pub mod execute;
 pub mod kernel;
 pub mod validate;
