@@ -86,8 +86,13 @@ pub fn check_memory(program: &Program, layer: &ResolvedLayer) -> Result<(), Erro
         .fold(0, u64::saturating_add);
     // Beside the buffers: inputs of all ranks, their weights twice, and the gathered gradients.
     let spec = &layer.spec;
-    let tokens = 2 * layer.world_size * layer.tokens() * spec.model_dim * 4;
-    let weights = 3 * layer.num_experts * 2 * spec.model_dim * spec.hidden_dim * 4;
+    let product = |sizes: &[u64]| {
+        sizes
+            .iter()
+            .fold(4_u64, |all, size| all.saturating_mul(*size))
+    };
+    let tokens = product(&[2, layer.world_size, layer.tokens(), spec.model_dim]);
+    let weights = product(&[6, layer.num_experts, spec.model_dim, spec.hidden_dim]);
     let needed = buffers.saturating_add(tokens).saturating_add(weights);
     let available = memory("MemAvailable:").unwrap_or(u64::MAX);
     if needed <= available {

@@ -4,6 +4,7 @@ mod gate;
 mod gemm;
 mod kernels;
 mod memory;
+mod overlap;
 mod rows;
 mod streams;
 
@@ -11,6 +12,8 @@ use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
 use crate::inputs::{Inputs, Routing};
+pub use overlap::overlap;
+
 use gate::{Forced, GateShape};
 use memory::{RankMemory, Spare};
 use moeplan_sim::ir::BufferId;

@@ -113,6 +113,7 @@ pub fn run(
     let steps = resolved.routing.len();
     let progress = session.progress(steps as u64);
     let mut interrupted = false;
+    check_inputs(&resolved)?;
     let mut inputs = Inputs::random(layer, resolved.seed, Routed::Gate);
     for index in 0..steps {
         match resolved.routing.step(index)? {
@@ -212,6 +213,13 @@ fn repeats(given: &Given, resolved: &Resolved) -> Result<usize, Error> {
         place,
         format!("expected 1 to 10000, found {repeats}"),
     ))
+}
+
+/// Fails before anything is drawn where the layer alone is too large.
+fn check_inputs(resolved: &Resolved) -> Result<(), Error> {
+    let world = resolved.layer.world_size as usize;
+    let empty = moeplan_sim::ir::ProgramBuilder::new(world, world, DType::Fp32).finish();
+    machine::check_memory(&empty, &resolved.layer)
 }
 
 fn shape(resolved: &Resolved) -> moeplan_traces::Shape {

@@ -305,7 +305,7 @@ pub struct ExecuteSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendKind>,
     /// Ranks on this machine, all of which run the layer together [default: 4]
-    #[arg(long, value_name = "N", conflicts_with = "gpus")]
+    #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<u64>,
     /// Times every step is run; the median is shown [default: 5]
