@@ -3,6 +3,11 @@
 //!
 //! `cargo bench -p moeplan-executor`
 
+#![expect(
+    missing_docs,
+    reason = "criterion_group! makes an undocumented function"
+)]
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing as Routed, execute, tokens_of_step};
