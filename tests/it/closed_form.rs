@@ -6,8 +6,8 @@ use moeplan_sim::cost::provenance::Provenance;
 use moeplan_sim::cost::{CostModel, Exchange};
 use moeplan_sim::engine::{Contention, PricedOp, Resource, RunStats, run};
 use moeplan_sim::ir::{
-    Elementwise, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream, Timeline,
-    Traffic, Transport, Work,
+    Elementwise, Expert, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream,
+    Timeline, Traffic, Transport, Work,
 };
 use moeplan_sim::network::fabric::{Fabric, LinkClass};
 use moeplan_sim::network::{drain, traffic};
@@ -29,7 +29,7 @@ struct Hand {
 
 fn kernel(alone_ns: u64) -> Hand {
     let kind = OpKind::Elementwise {
-        what: Elementwise::Bias,
+        what: Elementwise::Bias(Expert::Up),
         elements: PerRank::Same(1),
     };
     Hand {

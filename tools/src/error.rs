@@ -1,5 +1,6 @@
 //! Errors as a user meets them, and exit codes.
 
+use moeplan_executor::ExecError;
 use moeplan_sim::cost::nccl::NcclError;
 use moeplan_traces::TraceError;
 use std::fmt;
@@ -128,9 +129,33 @@ pub enum Error {
     /// The user asked to stop before anything worth keeping was done.
     #[error("interrupted: nothing was written")]
     Interrupted,
+    /// A part of the machine that is needed and not there.
+    #[error("{0}")]
+    Missing(String),
     /// Something that should not happen.
     #[error("{0}")]
     Unexpected(String),
+}
+
+impl From<ExecError> for Error {
+    fn from(error: ExecError) -> Error {
+        match error {
+            ExecError::Input {
+                field,
+                expected,
+                found,
+            } => {
+                let place = Place {
+                    field: Some(field),
+                    ..Place::default()
+                };
+                Error::input(place, format!("expected {expected}, found {found}"))
+            }
+            ExecError::Memory { .. } => Error::input(Place::default(), error.to_string()),
+            ExecError::Missing(what) => Error::Missing(what),
+            ExecError::Disagrees(_) => Error::Unexpected(error.to_string()),
+        }
+    }
 }
 
 impl Error {
@@ -157,6 +182,7 @@ impl Error {
                 _ => Exit::Unexpected,
             },
             Error::Interrupted => Exit::Interrupted,
+            Error::Missing(_) => Exit::MachineLacks,
             Error::Unexpected(_) => Exit::Unexpected,
         }
     }

@@ -32,6 +32,9 @@ enum Kind {
     Balanced {
         steps: u64,
     },
+    Gates {
+        steps: u64,
+    },
     Made {
         spec: RoutingSpec,
         steps: u64,
@@ -96,15 +99,15 @@ impl RoutingSource {
         };
         match &kind {
             Kind::Balanced { .. } => settings.routing = Some("balanced".into()),
-            Kind::Made { .. } => {}
+            Kind::Gates { .. } | Kind::Made { .. } => {}
             Kind::Recorded { layer, .. } => settings.trace_layer = Some(*layer),
         }
         settings.steps = Some(match &kind {
             Kind::Recorded { steps, .. } => steps.len() as u64,
-            Kind::Balanced { .. } | Kind::Made { .. } => steps,
+            Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => steps,
         });
         let shapes = match &kind {
-            Kind::Balanced { .. } => Vec::new(),
+            Kind::Balanced { .. } | Kind::Gates { .. } => Vec::new(),
             Kind::Made { .. } | Kind::Recorded { .. } => {
                 layers.iter().map(shape_of).collect::<Result<_, _>>()?
             }
@@ -117,10 +120,26 @@ impl RoutingSource {
         })
     }
 
+    /// Routing that the layer's own gates decide, step by step, while it is executed.
+    #[must_use]
+    pub fn by_gates(self) -> RoutingSource {
+        let steps = self.len() as u64;
+        RoutingSource {
+            kind: Kind::Gates { steps },
+            settings: RoutingSettings {
+                routing: None,
+                ..self.settings
+            },
+            ..self
+        }
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         match &self.kind {
-            Kind::Balanced { steps } | Kind::Made { steps, .. } => *steps as usize,
+            Kind::Balanced { steps } | Kind::Gates { steps } | Kind::Made { steps, .. } => {
+                *steps as usize
+            }
             Kind::Recorded { steps, .. } => steps.len(),
         }
     }
@@ -139,7 +158,7 @@ impl RoutingSource {
             return Ok(None);
         };
         match &self.kind {
-            Kind::Balanced { .. } => Ok(None),
+            Kind::Balanced { .. } | Kind::Gates { .. } => Ok(None),
             Kind::Made { spec, .. } => {
                 Ok(Some(spec.generate(shape, self.seed, index as u64, 0)?))
             }
@@ -154,7 +173,7 @@ impl RoutingSource {
     /// The number of step `index` in its recording.
     pub fn label(&self, index: usize) -> u64 {
         match &self.kind {
-            Kind::Balanced { .. } | Kind::Made { .. } => index as u64,
+            Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => index as u64,
             Kind::Recorded { steps, .. } => steps[index].step(),
         }
     }
@@ -170,6 +189,11 @@ impl RoutingSource {
                 "balanced: every GPU sends every expert the same number of tokens; {}{}",
                 of(*steps),
                 if *steps > 1 { ", all alike" } else { "" },
+            ),
+            Kind::Gates { steps } => format!(
+                "by the layer's own gates on random tokens, seed {}; {}",
+                self.seed,
+                of(*steps)
             ),
             Kind::Made { spec, steps } => {
                 format!("made up: {spec}, seed {}; {}", self.seed, of(*steps))
@@ -212,6 +236,7 @@ impl RoutingSource {
     pub fn trust(&self) -> &'static str {
         match &self.kind {
             Kind::Balanced { .. } => "assumed",
+            Kind::Gates { .. } => "counted",
             Kind::Made { .. } => "made-up",
             Kind::Recorded { .. } if self.as_recorded() => "recorded",
             Kind::Recorded { .. } => "resampled",

@@ -2,8 +2,11 @@
 
 pub mod breakdown;
 mod byte_matrix;
+pub mod calibrate;
 pub mod collective;
 pub mod compare;
+pub mod execute;
 pub mod kernel;
 pub mod trace;
 pub mod validate;
+pub mod validate_executor;
