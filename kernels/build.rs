@@ -36,34 +36,14 @@ mod host {
         if env::var_os("MOEPLAN_HOST_UCONTEXT").is_some() {
             base.define("SIM_UCONTEXT", None);
         }
-        let Ok(compiler) = base.try_get_compiler() else {
+        if base.try_get_compiler().is_err() {
             println!("cargo::warning=no C++ compiler: the kernels are not built for the host");
             return;
-        };
-        let mut checked = base.clone();
-        checked.flag("-fsanitize=kernel-address");
-        let flags: &[&str] = if compiler.is_like_clang() {
-            &[
-                "-mllvm",
-                "-asan-instrumentation-with-call-threshold=0",
-                "-mllvm",
-                "-asan-stack=0",
-                "-mllvm",
-                "-asan-globals=0",
-            ]
-        } else {
-            &[
-                "--param",
-                "asan-instrumentation-with-call-threshold=0",
-                "--param",
-                "asan-stack=0",
-                "--param",
-                "asan-globals=0",
-            ]
-        };
-        for flag in flags {
-            checked.flag(flag);
         }
+        // Every load and store calls a hook; sim.cpp has its own, so the sanitizer's library is not linked.
+        // (-fsanitize=kernel-address was tried first: it leaves out the store of a load-add-store.)
+        let mut checked = base.clone();
+        checked.flag("-fsanitize=thread");
         for (name, dtype) in REALS {
             let dir = out.join(name);
             fs::create_dir_all(&dir).expect("OUT_DIR can be written");

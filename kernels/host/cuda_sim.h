@@ -71,10 +71,10 @@ template <auto F> struct Entry;
 template <class... A, void (*F)(A...)> struct Entry<F> {
     static constexpr char parameters[] = {kind<A>()..., 0};
     template <size_t... I>
-    __attribute__((no_sanitize("kernel-address"))) static void unpack(void** p, std::index_sequence<I...>) {
+    __attribute__((no_sanitize("thread"))) static void unpack(void** p, std::index_sequence<I...>) {
         F(*static_cast<A*>(p[I])...);
     }
-    __attribute__((no_sanitize("kernel-address"))) static void call(void** p) { unpack(p, std::index_sequence_for<A...>{}); }
+    __attribute__((no_sanitize("thread"))) static void call(void** p) { unpack(p, std::index_sequence_for<A...>{}); }
     static constexpr Kernel make(const char* name) { return {name, parameters, &call}; }
 };
 template <class T> inline uint64_t to_bits(T v) {

@@ -1,5 +1,5 @@
 // Runs blocks of a kernel on the CPU: fibers, barriers, warp primitives, and checks of every memory access.
-// Not instrumented; kernels.cpp is, and calls the __asan_* hooks below for each load and store.
+// Not instrumented; kernels.cpp is, by -fsanitize=thread, and calls the __tsan_* hooks below for each load and store.
 #include "cuda_sim.h"
 
 #include <sys/mman.h>
@@ -434,17 +434,21 @@ static void record_access(Worker& w, uint64_t first, size_t bytes, bool write, b
 // ------------------------------------------------------------------------------------------ hooks of the compiler
 
 extern "C" {
-#define HOOKS(bytes)                                                                                          \
-    void __asan_load##bytes##_noabort(const void* p) { sim::check(p, bytes, false); }                         \
-    void __asan_store##bytes##_noabort(const void* p) { sim::check(p, bytes, true); }
+#define HOOKS(bytes)                                                                        \
+    void __tsan_read##bytes(void* p) { sim::check(p, bytes, false); }                       \
+    void __tsan_write##bytes(void* p) { sim::check(p, bytes, true); }                       \
+    void __tsan_unaligned_read##bytes(void* p) { sim::check(p, bytes, false); }             \
+    void __tsan_unaligned_write##bytes(void* p) { sim::check(p, bytes, true); }
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
-void __asan_loadN_noabort(const void* p, size_t bytes) { sim::check(p, bytes, false); }
-void __asan_storeN_noabort(const void* p, size_t bytes) { sim::check(p, bytes, true); }
-void __asan_handle_no_return() {}
+void __tsan_read_range(void* p, size_t bytes) { sim::check(p, bytes, false); }
+void __tsan_write_range(void* p, size_t bytes) { sim::check(p, bytes, true); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
 
 // ------------------------------------------------------------------------------------------ called from Rust
 
