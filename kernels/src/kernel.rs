@@ -126,6 +126,8 @@ modules! {
         GateSoftmax = "gate_softmax",
         /// The k best experts of a token.
         GateTopK = "gate_top_k",
+        /// What their outputs are weighted with.
+        GateChosen = "gate_chosen",
     }
     /// Backward of the gate.
     GateGradient = "gate_gradient", true {
@@ -140,8 +142,8 @@ modules! {
         SlotScan = "slot_scan",
         /// Locations of all copies.
         SlotAssign = "slot_assign",
-        /// Rows in the dispatch buffer.
-        SlotRows = "slot_rows",
+        /// Places in the dispatch buffer.
+        SlotPlaces = "slot_places",
     }
     /// K0.
     Encode = "encode", false {
@@ -160,10 +162,14 @@ modules! {
     }
     /// Tensors of the dense encode and decode.
     Dense = "dense", false {
-        /// Combine weights or dispatch mask.
-        DenseWeights = "dense_weights",
+        /// Combine weights, one tensor a choice.
+        DenseChoices = "dense_choices",
+        /// Their boolean.
+        DenseBoolean = "dense_boolean",
+        /// Dispatch mask.
+        DenseMask = "dense_mask",
         /// Score gradients out of the weights' gradient.
-        DenseScoreGradient = "dense_score_gradient",
+        DenseScores = "dense_scores",
     }
     /// Bias of the expert FFN.
     Bias = "bias", false {
@@ -182,25 +188,15 @@ modules! {
         /// Backward.
         ActivationGradient = "activation_gradient",
     }
-    /// Block transposition of 2DH.
-    StrideCopy = "stride_copy", true {
-        /// Transposes blocks.
-        StrideCopy = "stride_copy",
+    /// Stride copies, repetition, gathering, exchange.
+    CopyRuns = "copy_runs", true {
+        /// Copies runs of bytes.
+        CopyRuns = "copy_runs",
     }
-    /// r > 1, before dispatch.
-    Repeat = "repeat", true {
-        /// Repeats blocks.
-        Repeat = "repeat",
-    }
-    /// r > 1, after combine.
-    LocalSum = "local_sum", false {
-        /// Sums partial outputs.
-        LocalSum = "local_sum",
-    }
-    /// Any reordering of rows.
-    Gather = "gather", true {
-        /// Rows by index.
-        GatherRows = "gather_rows",
+    /// Local sums and reduce-scatter.
+    SumRuns = "sum_runs", false {
+        /// Sums runs of elements.
+        SumRuns = "sum_runs",
     }
     /// To and from the gate's fp32.
     Cast = "cast", false {
@@ -211,11 +207,7 @@ modules! {
     }
     /// Products where cuBLAS is absent.
     Gemm = "gemm", false {
-        /// A B.
-        GemmNn = "gemm_nn",
-        /// A B^T.
-        GemmNt = "gemm_nt",
-        /// A^T B.
-        GemmTn = "gemm_tn",
+        /// A list of products.
+        Gemm = "gemm",
     }
 }

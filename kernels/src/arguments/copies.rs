@@ -1,76 +1,68 @@
 //! Copies, sums of copies and casts.
 
-use super::kernel;
+use super::{kernel, table_row};
 use crate::{Geometry, In, Out, Real};
 
-kernel! {
-    /// to[o][column][row] = from[o][row][column], blocks of bytes.
-    StrideCopy {
-        /// (outer, rows, columns, block).
-        from: In<u8>,
-        /// (outer, columns, rows, block).
-        to: Out<u8>,
-        /// Outer size.
-        outer: i64,
-        /// Rows of the source.
-        rows: i64,
-        /// Columns of the source.
-        columns: i64,
-        /// Bytes of a block.
-        block_bytes: i64,
+table_row! {
+    /// One copy of [`CopyRuns`].
+    CopyRun {
+        /// Address of the source.
+        source,
+        /// Byte offset in the target.
+        at,
+        /// Bytes.
+        bytes,
     }
-    |args| Geometry::copies(args.block_bytes, args.outer * args.rows * args.columns)
 }
 
 kernel! {
-    /// to[block][copy] = from[block]; with one block, `to` may be `from`.
-    Repeat {
-        /// (blocks, block).
-        from: In<u8>,
-        /// (blocks, copies, block).
-        to: Out<u8>,
-        /// Blocks.
-        blocks: i64,
-        /// r.
-        copies: i32,
-        /// Bytes of a block.
-        block_bytes: i64,
+    /// target[at..] = source, for every run.
+    CopyRuns {
+        /// What offsets count from.
+        target: Out<u8>,
+        /// Table of [`CopyRun`].
+        runs: In<i64>,
+        /// Rows of it.
+        num_runs: i32,
     }
-    |args| Geometry::copies(args.block_bytes, args.blocks)
+    for_grid {
+        /// Bytes of the longest run.
+        longest: i64,
+    }
+    |args| Geometry::copies(args.longest, i64::from(args.num_runs))
+}
+
+table_row! {
+    /// One sum of [`SumRuns`].
+    SumRun {
+        /// Element offset in the target.
+        at,
+        /// Elements.
+        elements,
+        /// First source in the list.
+        first,
+        /// Sources.
+        sources,
+    }
 }
 
 kernel! {
-    /// to[block] = sum over copies of from[block][copy], in order; with one block, `to` may be `from`.
-    LocalSum {
-        /// (blocks, copies, elements).
-        from: In<Real>,
-        /// (blocks, elements).
-        to: Out<Real>,
-        /// Blocks.
-        blocks: i64,
-        /// r.
-        copies: i32,
-        /// Elements of a block.
-        elements: i64,
+    /// target[at..] = sum of the sources in order, for every run.
+    SumRuns {
+        /// What offsets count from.
+        target: Out<Real>,
+        /// Table of [`SumRun`].
+        runs: In<i64>,
+        /// Addresses.
+        sources: In<i64>,
+        /// Rows of `runs`.
+        num_runs: i32,
     }
-    |args| Geometry::copies(args.elements * 4, args.blocks)
-}
-
-kernel! {
-    /// to[i] = from[index[i]], zero where the index is -1.
-    GatherRows {
-        /// Rows of `row_bytes`.
-        from: In<u8>,
-        /// (rows, row_bytes).
-        to: Out<u8>,
-        /// (rows).
-        index: In<i32>,
-        /// Rows written.
-        rows: i64,
-        /// Bytes of a row.
-        row_bytes: i64,
+    for_grid {
+        /// Elements of the longest run.
+        longest: i64,
     }
-    |args| Geometry::warp_each(args.rows)
+    |args| Geometry::copies(args.longest * 4, i64::from(args.num_runs))
 }
 
 kernel! {

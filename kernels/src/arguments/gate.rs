@@ -27,12 +27,29 @@ kernel! {
 }
 
 kernel! {
-    /// The k largest scores of every token, best first, ties to the lower expert.
+    /// The experts of the k largest scores of every token, best first, ties to the lower expert.
     GateTopK {
         /// (T, E).
         scores: In<f32>,
         /// (T, k).
         experts: Out<i32>,
+        /// T.
+        num_tokens: i64,
+        /// E.
+        num_experts: i32,
+        /// k.
+        top_k: i32,
+    }
+    |args| Geometry::warp_each(args.num_tokens)
+}
+
+kernel! {
+    /// The scores of the chosen experts.
+    GateChosen {
+        /// (T, E).
+        scores: In<f32>,
+        /// (T, k).
+        experts: In<i32>,
         /// (T, k).
         chosen: Out<f32>,
         /// T.
@@ -41,10 +58,10 @@ kernel! {
         num_experts: i32,
         /// k.
         top_k: i32,
-        /// Divide the chosen scores of a token by their sum.
+        /// Divide the scores of a token by their sum.
         normalize: bool,
     }
-    |args| Geometry::warp_each(args.num_tokens)
+    |args| Geometry::thread_each(args.num_tokens)
 }
 
 kernel! {
@@ -134,24 +151,32 @@ kernel! {
 }
 
 kernel! {
-    /// Row of every copy in the dispatch buffer, -1 where dropped.
-    SlotRows {
+    /// Element offset of every copy's slot in the dispatch buffer, -1 where dropped.
+    SlotPlaces {
         /// (T, k).
         experts: In<i32>,
         /// (T, k).
         locations: In<i32>,
-        /// (E): first row of each expert, where nothing is padded or dropped.
-        starts: Option<In<i64>>,
+        /// (E, groups): slots.
+        rows: In<i64>,
+        /// (degree, E, groups): element offset of the first slot in a chunk.
+        bases: In<i64>,
         /// (T, k).
-        rows: Out<i32>,
+        places: Out<i64>,
         /// T k.
         copies: i64,
         /// E.
         num_experts: i32,
-        /// C_g.
-        capacity: i64,
-        /// C_g over the pipelining degree: the buffer is (degree, E, chunk_rows).
-        chunk_rows: i64,
+        /// Row groups of an expert.
+        groups: i32,
+        /// Chunks.
+        degree: i32,
+        /// Copies an expert takes.
+        limit: i64,
+        /// The only group that is used, or -1 where groups fill one after the other.
+        own_group: i32,
+        /// D.
+        model_dim: i64,
     }
     |args| Geometry::thread_each(args.copies)
 }

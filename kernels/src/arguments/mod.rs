@@ -5,15 +5,18 @@ mod expert;
 mod gate;
 mod tokens;
 
-pub use copies::{CastFromFloat, CastToFloat, GatherRows, LocalSum, Repeat, StrideCopy};
+pub use copies::{CastFromFloat, CastToFloat, CopyRun, CopyRuns, SumRun, SumRuns};
 pub use expert::{
-    Activation, ActivationGradient, Bias, BiasGradient, GemmNn, GemmNt, GemmTn, Segments,
+    Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertRuns, Gemm, Product,
+    SavedRun,
 };
 pub use gate::{
-    GateGradient, GateSoftmax, GateTopK, SLOT_TILE, SlotAssign, SlotCount, SlotRows, SlotScan,
-    slot_tiles,
+    GateChosen, GateGradient, GateSoftmax, GateTopK, SLOT_TILE, SlotAssign, SlotCount, SlotPlaces,
+    SlotScan, slot_tiles,
 };
-pub use tokens::{Decode, DenseScoreGradient, DenseWeights, Encode, ScoreGradient};
+pub use tokens::{
+    Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ScoreGradient,
+};
 
 use crate::KernelId;
 
@@ -52,6 +55,25 @@ macro_rules! kernel {
 }
 pub(crate) use kernel;
 
+/// Declares a row of a table that a kernel reads: `i64` fields, in the order the kernel's text states.
+macro_rules! table_row {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: i64,)*
+        }
+
+        impl $name {
+            /// The table of `rows` as the kernel reads it.
+            pub fn table(rows: &[$name]) -> Vec<i64> {
+                rows.iter().flat_map(|row| [$(row.$field,)*]).collect()
+            }
+        }
+    };
+}
+pub(crate) use table_row;
+
 /// Kinds of the parameters of every kernel, as [`crate::Parameter::KIND`]: what tests hold against the
 /// compiled signatures.
 pub fn signature(kernel: KernelId) -> String {
@@ -59,28 +81,27 @@ pub fn signature(kernel: KernelId) -> String {
     match kernel {
         KernelId::GateSoftmax => GateSoftmax::signature(),
         KernelId::GateTopK => GateTopK::signature(),
+        KernelId::GateChosen => GateChosen::signature(),
         KernelId::GateGradient => GateGradient::signature(),
         KernelId::SlotCount => SlotCount::signature(),
         KernelId::SlotScan => SlotScan::signature(),
         KernelId::SlotAssign => SlotAssign::signature(),
-        KernelId::SlotRows => SlotRows::signature(),
+        KernelId::SlotPlaces => SlotPlaces::signature(),
         KernelId::Encode => Encode::signature(),
         KernelId::Decode => Decode::signature(),
         KernelId::ScoreGradient => ScoreGradient::signature(),
-        KernelId::DenseWeights => DenseWeights::signature(),
-        KernelId::DenseScoreGradient => DenseScoreGradient::signature(),
+        KernelId::DenseChoices => DenseChoices::signature(),
+        KernelId::DenseBoolean => DenseBoolean::signature(),
+        KernelId::DenseMask => DenseMask::signature(),
+        KernelId::DenseScores => DenseScores::signature(),
         KernelId::Bias => Bias::signature(),
         KernelId::BiasGradient => BiasGradient::signature(),
         KernelId::Activation => Activation::signature(),
         KernelId::ActivationGradient => ActivationGradient::signature(),
-        KernelId::StrideCopy => StrideCopy::signature(),
-        KernelId::Repeat => Repeat::signature(),
-        KernelId::LocalSum => LocalSum::signature(),
-        KernelId::GatherRows => GatherRows::signature(),
+        KernelId::CopyRuns => CopyRuns::signature(),
+        KernelId::SumRuns => SumRuns::signature(),
         KernelId::CastToFloat => CastToFloat::signature(),
         KernelId::CastFromFloat => CastFromFloat::signature(),
-        KernelId::GemmNn => GemmNn::signature(),
-        KernelId::GemmNt => GemmNt::signature(),
-        KernelId::GemmTn => GemmTn::signature(),
+        KernelId::Gemm => Gemm::signature(),
     }
 }

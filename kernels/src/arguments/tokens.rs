@@ -4,12 +4,12 @@ use super::kernel;
 use crate::{Geometry, In, Out, Real};
 
 kernel! {
-    /// K0: slots[rows[t, i]] = tokens[t] (times scores[t, i]).
+    /// K0: slots[places[t, i]] = tokens[t] (times scores[t, i]).
     Encode {
         /// (T, D).
         tokens: In<Real>,
-        /// (T, k), -1 where dropped.
-        rows: In<i32>,
+        /// (T, k), element offsets from `slots`, -1 where dropped.
+        places: In<i64>,
         /// (T, k): given in the backward pass of decode.
         scores: Option<In<f32>>,
         /// (rows, D), zeroed.
@@ -25,12 +25,12 @@ kernel! {
 }
 
 kernel! {
-    /// K1: tokens[t] = sum over i of slots[rows[t, i]] (times scores[t, i]).
+    /// K1: tokens[t] = sum over i of slots[places[t, i]] (times scores[t, i]).
     Decode {
         /// (rows, D).
         slots: In<Real>,
-        /// (T, k), -1 where dropped.
-        rows: In<i32>,
+        /// (T, k), element offsets from `slots`, -1 where dropped.
+        places: In<i64>,
         /// (T, k): absent in the backward pass of encode.
         scores: Option<In<f32>>,
         /// (T, D).
@@ -48,14 +48,14 @@ kernel! {
 }
 
 kernel! {
-    /// K2: gradient[t, i] = output_gradient[t] · slots[rows[t, i]], zero where dropped.
+    /// K2: gradient[t, i] = output_gradient[t] · slots[places[t, i]], zero where dropped.
     ScoreGradient {
         /// (T, D).
         output_gradient: In<Real>,
         /// (rows, D).
         slots: In<Real>,
-        /// (T, k), -1 where dropped.
-        rows: In<i32>,
+        /// (T, k), element offsets from `slots`, -1 where dropped.
+        places: In<i64>,
         /// (T, k).
         gradient: Out<f32>,
         /// T.
@@ -69,39 +69,65 @@ kernel! {
 }
 
 kernel! {
-    /// Combine weights (T, slots) of the dense path, or without scores the dispatch mask.
-    DenseWeights {
+    /// One tensor (T, columns) a choice: the score at the copy's column, else zero.
+    DenseChoices {
         /// (T, k), -1 where dropped.
-        rows: In<i32>,
+        columns_of: In<i64>,
         /// (T, k).
-        scores: Option<In<f32>>,
-        /// (T, slots).
+        scores: In<f32>,
+        /// (k, T, columns).
         weights: Out<Real>,
         /// T.
         num_tokens: i64,
         /// k.
         top_k: i32,
         /// E C_g.
-        slots: i64,
+        columns: i64,
     }
-    |args| Geometry::warp_each(args.num_tokens)
+    |args| Geometry::warp_each(args.num_tokens * i64::from(args.top_k))
+}
+
+kernel! {
+    /// The boolean of the combine weights, a byte an element.
+    DenseBoolean {
+        /// (count).
+        weights: In<Real>,
+        /// (count).
+        boolean: Out<u8>,
+        /// Elements.
+        count: i64,
+    }
+    |args| Geometry::thread_each(args.count)
+}
+
+kernel! {
+    /// Zeros and ones of the boolean.
+    DenseMask {
+        /// (count).
+        boolean: In<u8>,
+        /// (count).
+        mask: Out<Real>,
+        /// Elements.
+        count: i64,
+    }
+    |args| Geometry::thread_each(args.count)
 }
 
 kernel! {
     /// Score gradients (T, k) picked from the gradient of the combine weights.
-    DenseScoreGradient {
-        /// (T, slots).
+    DenseScores {
+        /// (k, T, columns).
         weights_gradient: In<Real>,
         /// (T, k), -1 where dropped.
-        rows: In<i32>,
+        columns_of: In<i64>,
         /// (T, k).
         gradient: Out<f32>,
-        /// T k.
-        copies: i64,
+        /// T.
+        num_tokens: i64,
         /// k.
         top_k: i32,
         /// E C_g.
-        slots: i64,
+        columns: i64,
     }
-    |args| Geometry::thread_each(args.copies)
+    |args| Geometry::thread_each(args.num_tokens * i64::from(args.top_k))
 }

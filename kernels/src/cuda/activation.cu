@@ -26,14 +26,19 @@ REAL_KERNEL(activation)(real* values, i64 count, int kind) {
     });
 }
 
-// gradient *= slope(saved).
-REAL_KERNEL(activation_gradient)(const real* __restrict__ saved, real* __restrict__ gradient, i64 count, int kind) {
-    size_t addresses = address(saved) | address(gradient);
-    for_each(count, addresses, global_thread(), num_threads(), [&](i64 at, auto width) {
-        auto v = load<width.n>(saved + at);
-        auto g = load<width.n>(gradient + at);
+// gradient *= slope(saved), where the saved values may lie in several buffers: runs (n, 3) are address of the saved
+// values, offset in the gradient, elements. blockIdx.y is a run.
+REAL_KERNEL(activation_gradient)(real* gradient, const i64* __restrict__ runs, int num_runs, int kind) {
+    for (int run = blockIdx.y; run < num_runs; run += gridDim.y) {
+        const real* saved = reinterpret_cast<const real*>(runs[3 * run]);
+        real* target = gradient + runs[3 * run + 1];
+        size_t addresses = address(saved) | address(target);
+        for_each(runs[3 * run + 2], addresses, global_thread(), num_threads(), [&](i64 at, auto width) {
+            auto v = load<width.n>(saved + at);
+            auto g = load<width.n>(target + at);
 #pragma unroll
-        for (int i = 0; i < width.n; i++) g.v[i] *= slope(v.v[i], kind);
-        store(gradient + at, g);
-    });
+            for (int i = 0; i < width.n; i++) g.v[i] *= slope(v.v[i], kind);
+            store(target + at, g);
+        });
+    }
 }

@@ -1,13 +1,13 @@
-// Adds an expert's bias (channels) to all its rows, in place. Segment s belongs to expert s % experts; the biases lie
-// `bias_stride` elements apart. One warp a row, blockIdx.y a segment.
-REAL_KERNEL(bias)(real* values, const real* __restrict__ biases, const i64* __restrict__ starts, i64 rows_per_segment,
-                  int segments, int experts, i64 channels, i64 bias_stride) {
-    for (int segment = blockIdx.y; segment < segments; segment += gridDim.y) {
-        Segment s = segment_at(starts, rows_per_segment, segment);
-        const real* bias = biases + segment % experts * bias_stride;
-        for (i64 r = global_warp(); r < s.rows; r += num_warps()) {
-            real* row = values + (s.first + r) * channels;
-            for_each(channels, address(row) | address(bias), lane(), WARP, [&](i64 at, auto width) {
+// Adds an expert's bias to its rows, in place. A bias covers `bias_columns` of the columns, from `first_column` on (with r > 1
+// every slice of an expert adds its part). runs (n, 3): first row, rows, offset of the bias. One warp a row, blockIdx.y a run.
+REAL_KERNEL(bias)(real* values, const real* __restrict__ biases, const i64* __restrict__ runs, int num_runs, i64 columns,
+                  i64 first_column, i64 bias_columns) {
+    for (int run = blockIdx.y; run < num_runs; run += gridDim.y) {
+        i64 first = runs[3 * run], rows = runs[3 * run + 1];
+        const real* bias = biases + runs[3 * run + 2];
+        for (i64 r = global_warp(); r < rows; r += num_warps()) {
+            real* row = values + (first + r) * columns + first_column;
+            for_each(bias_columns, address(row) | address(bias), lane(), WARP, [&](i64 at, auto width) {
                 auto v = load<width.n>(row + at);
                 auto b = load<width.n>(bias + at);
 #pragma unroll

@@ -173,21 +173,4 @@ __device__ __forceinline__ void copy_bytes(const char* from, char* to, i64 bytes
     copy_units<char>(from + done, to + done, bytes - done, worker, workers);
 }
 
-// Rows of one segment: an expert's rows of one source. Segments are `uniform` rows each, or, where `starts` is
-// given (num_segments + 1 row numbers), as long as they happen to be.
-struct Segment {
-    i64 first, rows;
-};
-__device__ __forceinline__ Segment segment_at(const i64* starts, i64 uniform, i64 segment) {
-    Segment s;
-    if (starts) {
-        s.first = starts[segment];
-        s.rows = starts[segment + 1] - s.first;
-    } else {
-        s.first = segment * uniform;
-        s.rows = uniform;
-    }
-    return s;
-}
-
 }  // namespace

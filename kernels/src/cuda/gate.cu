@@ -28,14 +28,12 @@ PLAIN_KERNEL(gate_softmax)(const float* logits, float* scores, i64 num_tokens, i
     }
 }
 
-// The k largest scores of every token, best first, ties to the lower expert: experts (T, k), and the scores their
-// outputs are weighted with (T, k), divided by their sum where `normalize` is set.
-PLAIN_KERNEL(gate_top_k)(const float* __restrict__ scores, int* __restrict__ experts, float* __restrict__ chosen,
-                         i64 num_tokens, int num_experts, int top_k, int normalize) {
+// The experts (T, k) of the k largest scores of every token, best first, ties to the lower expert.
+PLAIN_KERNEL(gate_top_k)(const float* __restrict__ scores, int* __restrict__ experts, i64 num_tokens, int num_experts,
+                         int top_k) {
     for (i64 token = global_warp(); token < num_tokens; token += num_warps()) {
         const float* row = scores + token * num_experts;
         unsigned long long last = ~0ull;
-        float sum = 0.0f;
         for (int choice = 0; choice < top_k; choice++) {
             unsigned long long best = 0;
             for (int e = lane(); e < num_experts; e += WARP) {
@@ -48,17 +46,22 @@ PLAIN_KERNEL(gate_top_k)(const float* __restrict__ scores, int* __restrict__ exp
                 if (other > best) best = other;
             }
             last = best;
-            int expert = (int)(0xffffffffu - (unsigned)best);
-            float score = row[expert];
-            sum += score;
-            if (lane() == 0) {
-                experts[token * top_k + choice] = expert;
-                chosen[token * top_k + choice] = score;
-            }
+            if (lane() == 0) experts[token * top_k + choice] = (int)(0xffffffffu - (unsigned)best);
         }
-        if (normalize) {
-            __syncwarp();
-            for (int choice = lane(); choice < top_k; choice += WARP) chosen[token * top_k + choice] /= sum;
+    }
+}
+
+// The scores (T, k) that expert outputs are weighted with: those of the chosen experts, divided by their sum where
+// `normalize` is set. The choice may also have been forced from outside.
+PLAIN_KERNEL(gate_chosen)(const float* __restrict__ scores, const int* __restrict__ experts, float* __restrict__ chosen,
+                          i64 num_tokens, int num_experts, int top_k, int normalize) {
+    for (i64 token = global_thread(); token < num_tokens; token += num_threads()) {
+        const float* row = scores + token * num_experts;
+        float sum = 0.0f;
+        for (int i = 0; i < top_k; i++) sum += row[experts[token * top_k + i]];
+        for (int i = 0; i < top_k; i++) {
+            float score = row[experts[token * top_k + i]];
+            chosen[token * top_k + i] = normalize ? score / sum : score;
         }
     }
 }

@@ -1,6 +1,6 @@
-// Tiled matrix products, the fall-back where cuBLAS is absent. Row-major, fp32 sums in order of k, so a result depends
-// neither on the grid nor on the batch. Batched over segments of rows: segment s multiplies with the matrix of expert
-// s % experts; segments may be uneven (dropless). A block makes a 64 x 64 tile, 4 x 4 a thread.
+// Tiled matrix products, the fall-back where cuBLAS is absent. fp32 sums in order of k, so a result depends neither on
+// the grid nor on what else is in the list. A list of products of any shape is one launch: dropless experts need no
+// padding. Products in a row that add to the same result form a chain and are summed in order.
 
 namespace {
 
@@ -10,30 +10,33 @@ constexpr int PER_THREAD = 4;
 constexpr int THREADS = 256;
 constexpr int SIDE = TILE / PER_THREAD;
 
-// Element (row, column) of a matrix of `columns` columns, or of its transpose, zero outside.
-template <bool TRANSPOSED>
-__device__ __forceinline__ float element(const real* matrix, i64 row, i64 column, i64 rows, i64 columns) {
-    if (row >= rows || column >= columns) return 0.0f;
-    return to_float(TRANSPOSED ? matrix[column * rows + row] : matrix[row * columns + column]);
-}
+// A matrix with free strides, so that a transpose is a matrix too. Elements outside are zero.
+struct Strided {
+    const real* first;
+    i64 row_stride, column_stride, rows, columns;
+    __device__ __forceinline__ float at(i64 row, i64 column) const {
+        if (row >= rows || column >= columns) return 0.0f;
+        return to_float(first[row * row_stride + column * column_stride]);
+    }
+};
 
-// Adds A (m, k) times B (k, n) to the 4 x 4 sums of this thread, for the tile that starts at (row, column). A or B may
-// be stored transposed. The shared tiles are [DEPTH][TILE] each. All threads of the block call it together.
-template <bool A_TRANSPOSED, bool B_TRANSPOSED>
-__device__ __forceinline__ void multiply_tile(const real* a, const real* b, i64 m, i64 n, i64 k, i64 row, i64 column,
+// Adds A (m, k) times B (k, n) to the 4 x 4 sums of this thread, for the tile that starts at (row, column). The shared tiles
+// are [DEPTH][TILE] each. All threads of the block call it together.
+__device__ __forceinline__ void multiply_tile(const Strided& a, const Strided& b, i64 row, i64 column,
                                               float (&sums)[PER_THREAD][PER_THREAD]) {
     float* a_tile = reinterpret_cast<float*>(dyn_smem);
     float* b_tile = a_tile + DEPTH * TILE;
     int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    for (i64 base = 0; base < k; base += DEPTH) {
+    // Neighbouring threads read along the direction that is adjacent in memory.
+    bool a_along_depth = a.column_stride == 1, b_along_depth = b.column_stride != 1;
+    for (i64 base = 0; base < a.columns; base += DEPTH) {
 #pragma unroll
         for (int step = 0; step < DEPTH * TILE / THREADS; step++) {
             int i = threadIdx.x + step * THREADS;
-            // Neighbouring threads read along the direction that is adjacent in memory.
-            int a_depth = A_TRANSPOSED ? i / TILE : i % DEPTH, a_row = A_TRANSPOSED ? i % TILE : i / DEPTH;
-            int b_depth = B_TRANSPOSED ? i % DEPTH : i / TILE, b_column = B_TRANSPOSED ? i / DEPTH : i % TILE;
-            a_tile[a_depth * TILE + a_row] = element<A_TRANSPOSED>(a, row + a_row, base + a_depth, m, k);
-            b_tile[b_depth * TILE + b_column] = element<B_TRANSPOSED>(b, base + b_depth, column + b_column, k, n);
+            int a_depth = a_along_depth ? i % DEPTH : i / TILE, a_row = a_along_depth ? i / DEPTH : i % TILE;
+            int b_depth = b_along_depth ? i % DEPTH : i / TILE, b_column = b_along_depth ? i / DEPTH : i % TILE;
+            a_tile[a_depth * TILE + a_row] = a.at(row + a_row, base + a_depth);
+            b_tile[b_depth * TILE + b_column] = b.at(base + b_depth, column + b_column);
         }
         __syncthreads();
 #pragma unroll
@@ -53,83 +56,46 @@ __device__ __forceinline__ void multiply_tile(const real* a, const real* b, i64 
     }
 }
 
-__device__ __forceinline__ void clear(float (&sums)[PER_THREAD][PER_THREAD]) {
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; i++)
-#pragma unroll
-        for (int j = 0; j < PER_THREAD; j++) sums[i][j] = 0.0f;
-}
-
-__device__ __forceinline__ void write_tile(real* c, i64 m, i64 n, i64 row, i64 column, int accumulate,
-                                           const float (&sums)[PER_THREAD][PER_THREAD]) {
-    int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; i++) {
-        i64 r = row + y * PER_THREAD + i;
-#pragma unroll
-        for (int j = 0; j < PER_THREAD; j++) {
-            i64 at = column + x * PER_THREAD + j;
-            if (r < m && at < n) {
-                real* out = c + r * n + at;
-                *out = to_real(accumulate ? to_float(*out) + sums[i][j] : sums[i][j]);
-            }
-        }
-    }
-}
-
-// Rows of every segment times the expert's matrix, stored (k, n) or, transposed, (n, k).
-template <bool B_TRANSPOSED>
-__device__ __forceinline__ void multiply_rows(const real* a, const real* b, real* c, const i64* starts,
-                                              i64 rows_per_segment, int segments, int experts, i64 n, i64 k,
-                                              i64 matrix_stride, int accumulate) {
-    i64 column_tiles = (n + TILE - 1) / TILE;
-    for (int segment = blockIdx.z; segment < segments; segment += gridDim.z) {
-        Segment s = segment_at(starts, rows_per_segment, segment);
-        const real* matrix = b + segment % experts * matrix_stride;
-        i64 row_tiles = (s.rows + TILE - 1) / TILE;
-        for (i64 row = blockIdx.x; row < row_tiles; row += gridDim.x) {
-            for (i64 column = blockIdx.y; column < column_tiles; column += gridDim.y) {
-                float sums[PER_THREAD][PER_THREAD];
-                clear(sums);
-                multiply_tile<false, B_TRANSPOSED>(a + s.first * k, matrix, s.rows, n, k, row * TILE, column * TILE, sums);
-                write_tile(c + s.first * n, s.rows, n, row * TILE, column * TILE, accumulate, sums);
-            }
-        }
-    }
-}
+// One product of the list, 12 numbers: addresses of A, B and C; m, n, k; strides of A and B by row and by column; the row
+// stride of C, whose columns are adjacent; whether it is added to what C holds.
+constexpr int PRODUCT = 12;
 
 }  // namespace
 
-// C (rows, n) = A (rows, k) B_e (k, n): output of an expert.
-REAL_KERNEL(gemm_nn)(const real* __restrict__ a, const real* __restrict__ b, real* __restrict__ c,
-                     const i64* __restrict__ starts, i64 rows_per_segment, int segments, int experts, i64 n, i64 k,
-                     i64 matrix_stride, int accumulate) {
-    multiply_rows<false>(a, b, c, starts, rows_per_segment, segments, experts, n, k, matrix_stride, accumulate);
-}
-
-// C (rows, n) = A (rows, k) B_e^T, B_e (n, k): gradient of an expert's input.
-REAL_KERNEL(gemm_nt)(const real* __restrict__ a, const real* __restrict__ b, real* __restrict__ c,
-                     const i64* __restrict__ starts, i64 rows_per_segment, int segments, int experts, i64 n, i64 k,
-                     i64 matrix_stride, int accumulate) {
-    multiply_rows<true>(a, b, c, starts, rows_per_segment, segments, experts, n, k, matrix_stride, accumulate);
-}
-
-// C_e (m, n) = sum over the segments of e of A^T B, A (rows, m), B (rows, n): gradient of an expert's weight.
-REAL_KERNEL(gemm_tn)(const real* __restrict__ a, const real* __restrict__ b, real* __restrict__ c,
-                     const i64* __restrict__ starts, i64 rows_per_segment, int segments, int experts, i64 m, i64 n,
-                     i64 matrix_stride, int accumulate) {
-    i64 row_tiles = (m + TILE - 1) / TILE, column_tiles = (n + TILE - 1) / TILE;
-    for (int expert = blockIdx.z; expert < experts; expert += gridDim.z) {
-        for (i64 row = blockIdx.x; row < row_tiles; row += gridDim.x) {
-            for (i64 column = blockIdx.y; column < column_tiles; column += gridDim.y) {
+// chains (chains + 1): the first product of each chain. blockIdx.z is a chain, x and y its tiles.
+REAL_KERNEL(gemm)(const i64* __restrict__ products, const i64* __restrict__ chains, int num_chains) {
+    int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    for (int chain = blockIdx.z; chain < num_chains; chain += gridDim.z) {
+        const i64* head = products + chains[chain] * PRODUCT;
+        i64 m = head[3], n = head[4], c_stride = head[10];
+        real* c = reinterpret_cast<real*>(head[2]);
+        i64 row_tiles = (m + TILE - 1) / TILE, column_tiles = (n + TILE - 1) / TILE;
+        for (i64 row_tile = blockIdx.x; row_tile < row_tiles; row_tile += gridDim.x) {
+            for (i64 column_tile = blockIdx.y; column_tile < column_tiles; column_tile += gridDim.y) {
+                i64 row = row_tile * TILE, column = column_tile * TILE;
                 float sums[PER_THREAD][PER_THREAD];
-                clear(sums);
-                for (int segment = expert; segment < segments; segment += experts) {
-                    Segment s = segment_at(starts, rows_per_segment, segment);
-                    multiply_tile<true, false>(a + s.first * m, b + s.first * n, m, n, s.rows, row * TILE, column * TILE,
-                                               sums);
+#pragma unroll
+                for (int i = 0; i < PER_THREAD; i++)
+#pragma unroll
+                    for (int j = 0; j < PER_THREAD; j++) sums[i][j] = 0.0f;
+                for (i64 link = chains[chain]; link < chains[chain + 1]; link++) {
+                    const i64* p = products + link * PRODUCT;
+                    Strided a = {reinterpret_cast<const real*>(p[0]), p[6], p[7], m, p[5]};
+                    Strided b = {reinterpret_cast<const real*>(p[1]), p[8], p[9], p[5], n};
+                    multiply_tile(a, b, row, column, sums);
                 }
-                write_tile(c + expert * matrix_stride, m, n, row * TILE, column * TILE, accumulate, sums);
+#pragma unroll
+                for (int i = 0; i < PER_THREAD; i++) {
+                    i64 r = row + y * PER_THREAD + i;
+#pragma unroll
+                    for (int j = 0; j < PER_THREAD; j++) {
+                        i64 at = column + x * PER_THREAD + j;
+                        if (r < m && at < n) {
+                            real* out = c + r * c_stride + at;
+                            *out = to_real(head[11] ? to_float(*out) + sums[i][j] : sums[i][j]);
+                        }
+                    }
+                }
             }
         }
     }

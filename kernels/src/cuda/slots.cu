@@ -72,21 +72,30 @@ PLAIN_KERNEL(slot_assign)(const int* __restrict__ experts, const int* __restrict
     }
 }
 
-// rows (T, k): where each copy's slot lies in the dispatch buffer, -1 if it is dropped.
-// Padded: an expert has `capacity` slots, cut into chunks of `chunk_rows`, chunk after chunk, each (E, chunk_rows).
-// Dropless (`starts` (E) given): the rows of expert e follow one another from starts[e] on; nothing is dropped.
-PLAIN_KERNEL(slot_rows)(const int* __restrict__ experts, const int* __restrict__ locations,
-                        const i64* __restrict__ starts, int* __restrict__ rows, i64 copies, int num_experts,
-                        i64 capacity, i64 chunk_rows) {
+// places (T, k): element offset of each copy's slot in the dispatch buffer, -1 if it is dropped.
+//
+// An expert takes `limit` copies. Its rows are split over `groups` row groups: padded buffers fill one group after the
+// other, dropless ones (`own_group` >= 0) use one only. rows (E, groups) are the slots of each; they are cut into `degree`
+// nearly equal chunks, part c from floor(rows c / degree) on; bases (degree, E, groups) say where a part begins.
+PLAIN_KERNEL(slot_places)(const int* __restrict__ experts, const int* __restrict__ locations,
+                          const i64* __restrict__ rows, const i64* __restrict__ bases, i64* __restrict__ places,
+                          i64 copies, int num_experts, int groups, int degree, i64 limit, int own_group, i64 model_dim) {
     for (i64 copy = global_thread(); copy < copies; copy += num_threads()) {
-        i64 expert = experts[copy], location = locations[copy];
-        i64 row = -1;
-        if (starts) {
-            row = starts[expert] + location;
-        } else if (location < capacity) {
-            i64 chunk = location / chunk_rows;
-            row = (chunk * num_experts + expert) * chunk_rows + location % chunk_rows;
+        i64 expert = experts[copy], location = locations[copy], place = -1;
+        if (location < limit) {
+            i64 group = own_group, index = location;
+            if (own_group < 0) {
+                i64 each = rows[expert * groups];
+                group = location / each;
+                index = location % each;
+            }
+            i64 slots = group < groups ? rows[expert * groups + group] : 0;
+            if (index < slots) {
+                i64 chunk = ((index + 1) * degree - 1) / slots;
+                i64 cell = (chunk * num_experts + expert) * groups + group;
+                place = bases[cell] + (index - slots * chunk / degree) * model_dim;
+            }
         }
-        rows[copy] = (int)row;
+        places[copy] = place;
     }
 }

@@ -114,6 +114,12 @@ impl Device {
             .collect()
     }
 
+    pub(crate) fn read_i64s(&mut self, address: u64) -> Vec<i64> {
+        chunks(&self.read_bytes(address))
+            .map(i64::from_ne_bytes)
+            .collect()
+    }
+
     /// From the case's number type; all must be finite.
     pub(crate) fn read_reals(&mut self, address: u64) -> Vec<f32> {
         let bytes = self.read_bytes(address);
@@ -189,6 +195,7 @@ pub(crate) fn assert_close(real: Real, got: &[f32], want: &[f64], scale: &[f64],
 
 /// Routing of T tokens to E experts: distinct experts a token, scores, and rows with drops.
 pub(crate) struct Routing {
+    /// (T, k): row of a copy's slot.
     pub(crate) rows: Vec<i32>,
     pub(crate) scores: Vec<f32>,
     pub(crate) slots: usize,
@@ -213,5 +220,13 @@ pub(crate) fn routing(device: &mut Device, tokens: usize, top_k: usize) -> Routi
         rows,
         scores,
         slots,
+    }
+}
+
+impl Routing {
+    /// Element offsets of the slots, as kernels take them.
+    pub(crate) fn places(&self, model_dim: usize) -> Vec<i64> {
+        let place = |&row: &i32| i64::from(row) * if row < 0 { 1 } else { model_dim as i64 };
+        self.rows.iter().map(place).collect()
     }
 }

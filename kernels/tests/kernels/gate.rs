@@ -1,7 +1,7 @@
 //! Softmax, top-k and their backward.
 
 use crate::device::{Case, Device, assert_close, case, input, output};
-use moeplan_kernels::{GateGradient, GateSoftmax, GateTopK, Real};
+use moeplan_kernels::{GateChosen, GateGradient, GateSoftmax, GateTopK, Real};
 use proptest::prelude::*;
 use rand::Rng;
 
@@ -58,6 +58,13 @@ fn gate(
     device.launch(&GateTopK {
         scores: input(scores_at),
         experts: output(experts_at),
+        num_tokens: t,
+        num_experts: e,
+        top_k: k,
+    });
+    device.launch(&GateChosen {
+        scores: input(scores_at),
+        experts: input(experts_at),
         chosen: output(chosen_at),
         num_tokens: t,
         num_experts: e,
@@ -170,15 +177,13 @@ fn even_nan_scores_give_distinct_experts() {
         seed: 0,
     });
     let scores = device.f32s(&[0.1, f32::NAN, 0.3, f32::NAN]);
-    let (experts, chosen) = (device.allocate(16), device.allocate(16));
+    let experts = device.allocate(16);
     device.launch(&GateTopK {
         scores: input(scores),
         experts: output(experts),
-        chosen: output(chosen),
         num_tokens: 1,
         num_experts: 4,
         top_k: 4,
-        normalize: false,
     });
     assert_eq!(device.read_i32s(experts), [1, 3, 2, 0]);
 }

@@ -126,13 +126,22 @@ fn one_byte_past_the_end_is_caught() {
         let mut memory = Memory::default();
         let from = memory.allocate(64);
         let to = memory.allocate(64 - short);
-        let copy = moeplan_kernels::StrideCopy {
-            from: In::at(from),
-            to: Out::at(to),
-            outer: 1,
-            rows: 1,
-            columns: 1,
-            block_bytes: 64,
+        let run = moeplan_kernels::CopyRun {
+            source: from as i64,
+            at: 0,
+            bytes: 64,
+        };
+        let runs = memory.allocate(24);
+        let table: Vec<u8> = moeplan_kernels::CopyRun::table(&[run])
+            .iter()
+            .flat_map(|v| v.to_ne_bytes())
+            .collect();
+        memory.bytes(runs).copy_from_slice(&table);
+        let copy = moeplan_kernels::CopyRuns {
+            target: Out::at(to),
+            runs: In::at(runs),
+            num_runs: 1,
+            longest: 64,
         };
         let launch = moeplan_kernels::Arguments::launch(&copy, Real::F32);
         let fault = memory.launch(&launch, RUN).unwrap_err();

@@ -1,7 +1,7 @@
 //! Slot locations: first choices before second choices, in token or given order.
 
 use crate::device::{Case, Device, case, input, output};
-use moeplan_kernels::{SLOT_TILE, SlotAssign, SlotCount, SlotRows, SlotScan, slot_tiles};
+use moeplan_kernels::{SLOT_TILE, SlotAssign, SlotCount, SlotPlaces, SlotScan, slot_tiles};
 use proptest::prelude::*;
 use rand::Rng;
 
@@ -39,7 +39,17 @@ fn oracle(experts: &[i32], order: &[i32], s: Shape) -> (Vec<i32>, Vec<i32>) {
     (locations, counts)
 }
 
-fn check(case: Case, s: Shape, prioritized: bool, capacity: usize, degree: usize) {
+/// How an expert's slots are cut.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    /// Slots of an expert and group.
+    capacity: usize,
+    degree: usize,
+    groups: usize,
+    padded: bool,
+}
+
+fn check(case: Case, s: Shape, prioritized: bool, split: Split) {
     let mut device = Device::new(case);
     let experts = choices(&mut device, s);
     let mut order: Vec<i32> = (0..s.tokens as i32).collect();
@@ -54,11 +64,7 @@ fn check(case: Case, s: Shape, prioritized: bool, capacity: usize, degree: usize
     let (experts_at, order_at) = (device.i32s(&experts), device.i32s(&order));
     let order = prioritized.then(|| input(order_at));
     let counts = device.zeroed(tiles as usize * s.experts * 4);
-    let (totals, locations, rows) = (
-        device.allocate(s.experts * 4),
-        device.allocate(copies * 4),
-        device.allocate(copies * 4),
-    );
+    let (totals, locations) = (device.allocate(s.experts * 4), device.allocate(copies * 4));
     let (t, e, k) = (s.tokens as i64, s.experts as i32, s.top_k as i32);
     device.launch(&SlotCount {
         experts: input(experts_at),
@@ -89,48 +95,87 @@ fn check(case: Case, s: Shape, prioritized: bool, capacity: usize, degree: usize
     assert_eq!(device.read_i32s(totals), want_totals);
     assert_eq!(device.read_i32s(locations), want);
 
-    let chunk_rows = capacity;
-    let capacity = chunk_rows * degree;
-    let mut slot_rows = SlotRows {
-        experts: input(experts_at),
-        locations: input(locations),
-        starts: None,
-        rows: output(rows),
-        copies: copies as i64,
-        num_experts: e,
-        capacity: capacity as i64,
-        chunk_rows: chunk_rows as i64,
-    };
-    device.launch(&slot_rows);
-    let padded = |copy: usize| match want[copy] as usize {
-        location if location >= capacity => -1,
-        location => {
-            let (chunk, within) = (location / chunk_rows, location % chunk_rows);
-            ((chunk * s.experts + experts[copy] as usize) * chunk_rows + within) as i32
-        }
-    };
-    assert_eq!(
-        device.read_i32s(rows),
-        (0..copies).map(padded).collect::<Vec<_>>()
+    places(
+        &mut device,
+        s,
+        &experts,
+        &want,
+        (experts_at, locations),
+        split,
     );
+}
 
-    let starts: Vec<i64> = (0..s.experts)
-        .map(|e| want_totals[..e].iter().map(|&n| i64::from(n)).sum())
-        .collect();
-    slot_rows.starts = Some(input(device.i64s(&starts)));
-    device.launch(&slot_rows);
-    let mut dropless = device.read_i32s(rows);
-    for copy in 0..copies {
-        assert_eq!(
-            i64::from(dropless[copy]),
-            starts[experts[copy] as usize] + i64::from(want[copy])
-        );
+/// Where slots lie: chunk after chunk, and in a chunk expert after expert and group after group.
+fn places(
+    device: &mut Device,
+    s: Shape,
+    experts: &[i32],
+    locations: &[i32],
+    at: (u64, u64),
+    split: Split,
+) {
+    let Split {
+        capacity,
+        degree,
+        groups,
+        padded,
+    } = split;
+    let d = 3i64;
+    let own_group = device.rng.random_range(0..groups);
+    let rows_of = |expert: usize, group: usize| match (padded, group == own_group) {
+        (true, _) => capacity,
+        (false, true) => experts.iter().filter(|&&e| e as usize == expert).count(),
+        (false, false) => 0,
+    };
+    // Every slot by (expert, group, index), in the order of memory.
+    let mut slots = std::collections::BTreeMap::new();
+    let mut bases = Vec::new();
+    for chunk in 0..degree {
+        for expert in 0..s.experts {
+            for group in 0..groups {
+                bases.push(slots.len() as i64 * d);
+                let rows = rows_of(expert, group);
+                for index in rows * chunk / degree..rows * (chunk + 1) / degree {
+                    slots.insert((expert, group, index), slots.len() as i64 * d);
+                }
+            }
+        }
     }
-    dropless.sort_unstable();
-    assert!(
-        dropless.iter().enumerate().all(|(i, &row)| i as i32 == row),
-        "a permutation"
-    );
+    let rows: Vec<i64> = (0..s.experts * groups)
+        .map(|i| rows_of(i / groups, i % groups) as i64)
+        .collect();
+    let limit = if padded {
+        capacity * groups
+    } else {
+        usize::MAX >> 1
+    };
+    let (rows_at, bases_at) = (device.i64s(&rows), device.i64s(&bases));
+    let places = device.allocate(experts.len() * 8);
+    device.launch(&SlotPlaces {
+        experts: input(at.0),
+        locations: input(at.1),
+        rows: input(rows_at),
+        bases: input(bases_at),
+        places: output(places),
+        copies: experts.len() as i64,
+        num_experts: s.experts as i32,
+        groups: groups as i32,
+        degree: degree as i32,
+        limit: limit as i64,
+        own_group: if padded { -1 } else { own_group as i32 },
+        model_dim: d,
+    });
+    let want: Vec<i64> = (0..experts.len())
+        .map(|copy| {
+            let (expert, location) = (experts[copy] as usize, locations[copy] as usize);
+            let (group, index) = match padded {
+                true => (location / capacity, location % capacity),
+                false => (own_group, location),
+            };
+            slots.get(&(expert, group, index)).copied().unwrap_or(-1)
+        })
+        .collect();
+    assert_eq!(device.read_i64s(places), want);
 }
 
 #[test]
@@ -173,8 +218,10 @@ proptest! {
         prioritized: bool,
         capacity in 1usize..20,
         degree in 1usize..4,
+        groups in 1usize..4,
+        padded: bool,
     ) {
         let shape = Shape { tokens, experts, top_k: top_k.min(experts) };
-        check(case, shape, prioritized, capacity, degree);
+        check(case, shape, prioritized, Split { capacity, degree, groups, padded });
     }
 }

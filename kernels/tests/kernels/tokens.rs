@@ -1,7 +1,9 @@
 //! Encode, decode, score gradient, dense tensors.
 
 use crate::device::{Case, Device, assert_close, case, input, output, round, routing};
-use moeplan_kernels::{Decode, DenseScoreGradient, DenseWeights, Encode, ScoreGradient};
+use moeplan_kernels::{
+    Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ScoreGradient,
+};
 use proptest::prelude::*;
 
 /// Tokens, choices, channels: tails of every vector width, and wide enough for several rounds of a warp.
@@ -14,13 +16,13 @@ fn encode(case: Case, (tokens, top_k, d): (usize, usize, usize), scored: bool) {
     let mut device = Device::new(case);
     let r = routing(&mut device, tokens, top_k);
     let x = device.random(tokens * d);
-    let (x_at, rows) = (device.reals(&x), device.i32s(&r.rows));
+    let (x_at, places) = (device.reals(&x), device.i64s(&r.places(d)));
     let scores = device.f32s(&r.scores);
     let bytes = device.real_bytes(r.slots * d);
     let slots = device.zeroed(bytes);
     device.launch(&Encode {
         tokens: input(x_at),
-        rows: input(rows),
+        places: input(places),
         scores: scored.then(|| input(scores)),
         slots: output(slots),
         num_tokens: tokens as i64,
@@ -47,9 +49,9 @@ fn decode(case: Case, (tokens, top_k, d): (usize, usize, usize), scored: bool, a
     let mut device = Device::new(case);
     let r = routing(&mut device, tokens, top_k);
     let (z, before) = (device.random(r.slots * d), device.random(tokens * d));
-    let (z_at, rows, scores) = (
+    let (z_at, places, scores) = (
         device.reals(&z),
-        device.i32s(&r.rows),
+        device.i64s(&r.places(d)),
         device.f32s(&r.scores),
     );
     let bytes = device.real_bytes(tokens * d);
@@ -60,7 +62,7 @@ fn decode(case: Case, (tokens, top_k, d): (usize, usize, usize), scored: bool, a
     };
     device.launch(&Decode {
         slots: input(z_at),
-        rows: input(rows),
+        places: input(places),
         scores: scored.then(|| input(scores)),
         tokens: output(y),
         num_tokens: tokens as i64,
@@ -99,12 +101,16 @@ fn score_gradient(case: Case, (tokens, top_k, d): (usize, usize, usize)) {
     let mut device = Device::new(case);
     let r = routing(&mut device, tokens, top_k);
     let (dy, z) = (device.random(tokens * d), device.random(r.slots * d));
-    let (dy_at, z_at, rows) = (device.reals(&dy), device.reals(&z), device.i32s(&r.rows));
+    let (dy_at, z_at, places) = (
+        device.reals(&dy),
+        device.reals(&z),
+        device.i64s(&r.places(d)),
+    );
     let gradient = device.allocate(tokens * top_k * 4);
     device.launch(&ScoreGradient {
         output_gradient: input(dy_at),
         slots: input(z_at),
-        rows: input(rows),
+        places: input(places),
         gradient: output(gradient),
         num_tokens: tokens as i64,
         top_k: top_k as i32,
@@ -128,43 +134,65 @@ fn score_gradient(case: Case, (tokens, top_k, d): (usize, usize, usize)) {
     );
 }
 
-fn dense(case: Case, tokens: usize, top_k: usize, scored: bool) {
+fn dense(case: Case, tokens: usize, top_k: usize) {
     let mut device = Device::new(case);
     let r = routing(&mut device, tokens, top_k);
-    let (rows, scores) = (device.i32s(&r.rows), device.f32s(&r.scores));
-    let bytes = device.real_bytes(tokens * r.slots);
-    let weights = device.allocate(bytes);
-    device.launch(&DenseWeights {
-        rows: input(rows),
-        scores: scored.then(|| input(scores)),
-        weights: output(weights),
-        num_tokens: tokens as i64,
-        top_k: top_k as i32,
-        slots: r.slots as i64,
+    let (columns_of, scores) = (device.i64s(&r.places(1)), device.f32s(&r.scores));
+    let (count, real) = (tokens * r.slots, case.real.bytes() as usize);
+    let by_choice = device.allocate(count * top_k * real);
+    let (t, k, columns) = (tokens as i64, top_k as i32, r.slots as i64);
+    device.launch(&DenseChoices {
+        columns_of: input(columns_of),
+        scores: input(scores),
+        weights: output(by_choice),
+        num_tokens: t,
+        top_k: k,
+        columns,
     });
-    let mut want = vec![0.0f32; tokens * r.slots];
+    let mut want = vec![0.0f32; top_k * count];
     for (copy, &row) in r.rows.iter().enumerate().filter(|(_, row)| **row >= 0) {
-        let score = if scored { r.scores[copy] } else { 1.0 };
-        want[copy / top_k * r.slots + row as usize] = round(case.real, score);
+        let (token, choice) = (copy / top_k, copy % top_k);
+        want[choice * count + token * r.slots + row as usize] = round(case.real, r.scores[copy]);
     }
-    assert_eq!(device.read_reals(weights), want);
-    // Picking from that tensor gives the scores back.
+    assert_eq!(device.read_reals(by_choice), want);
+    // Picking from those tensors gives the scores back.
     let gradient = device.allocate(tokens * top_k * 4);
-    device.launch(&DenseScoreGradient {
-        weights_gradient: input(weights),
-        rows: input(rows),
+    device.launch(&DenseScores {
+        weights_gradient: input(by_choice),
+        columns_of: input(columns_of),
         gradient: output(gradient),
-        copies: (tokens * top_k) as i64,
-        top_k: top_k as i32,
-        slots: r.slots as i64,
+        num_tokens: t,
+        top_k: k,
+        columns,
     });
-    let picked: Vec<f32> = (0..tokens * top_k)
-        .map(|copy| match r.rows[copy] {
-            -1 => 0.0,
-            row => want[copy / top_k * r.slots + row as usize],
+    let picked = r.rows.iter().zip(&r.scores);
+    let picked: Vec<f32> = picked
+        .map(|(&row, &score)| {
+            if row < 0 {
+                0.0
+            } else {
+                round(case.real, score)
+            }
         })
         .collect();
     assert_eq!(device.read_f32s(gradient), picked);
+
+    let (boolean, mask) = (device.allocate(count), device.allocate(count * real));
+    device.launch(&DenseBoolean {
+        weights: input(by_choice),
+        boolean: output(boolean),
+        count: count as i64,
+    });
+    device.launch(&DenseMask {
+        boolean: input(boolean),
+        mask: output(mask),
+        count: count as i64,
+    });
+    let want: Vec<f32> = want[..count]
+        .iter()
+        .map(|&w| f32::from(u8::from(w != 0.0)))
+        .collect();
+    assert_eq!(device.read_reals(mask), want);
 }
 
 proptest! {
@@ -186,7 +214,7 @@ proptest! {
     }
 
     #[test]
-    fn dense_weights_hold_each_score_at_its_slot(case in case(), tokens in 1usize..40, top_k in 1usize..5, scored: bool) {
-        dense(case, tokens, top_k, scored);
+    fn dense_tensors_hold_each_score_at_its_column(case in case(), tokens in 1usize..40, top_k in 1usize..5) {
+        dense(case, tokens, top_k);
     }
 }
