@@ -16,10 +16,11 @@
 
 #define MOE_JOIN_(a, b) a##b
 #define MOE_JOIN(a, b) MOE_JOIN_(a, b)
+// 256 threads, and registers for four such blocks on a multiprocessor: left to itself ptxas aims at six and spills.
 // An entry point for the module's number type (`encode_f16`) ...
-#define REAL_KERNEL(name) extern "C" __global__ void __launch_bounds__(256) MOE_JOIN(name, MOE_SUFFIX)
+#define REAL_KERNEL(name) extern "C" __global__ void __launch_bounds__(256, 4) MOE_JOIN(name, MOE_SUFFIX)
 // ... and one that does not depend on it.
-#define PLAIN_KERNEL(name) extern "C" __global__ void __launch_bounds__(256) name
+#define PLAIN_KERNEL(name) extern "C" __global__ void __launch_bounds__(256, 4) name
 
 // The only shared memory there is; its size is given at launch.
 extern __shared__ __align__(16) unsigned char dyn_smem[];
@@ -139,16 +140,19 @@ __device__ __forceinline__ void for_each(i64 count, size_t addresses, i64 worker
     i64 done = 0;
     if ((addresses & 15) == 0) {
         i64 wide = count / WIDE;
+#pragma unroll 2
         for (i64 i = worker; i < wide; i += workers) body(i * WIDE, Width<WIDE>());
         done = wide * WIDE;
     }
 #if MOE_DTYPE != 0
     else if ((addresses & 3) == 0) {
         i64 pairs = count / 2;
+#pragma unroll 2
         for (i64 i = worker; i < pairs; i += workers) body(i * 2, Width<2>());
         done = pairs * 2;
     }
 #endif
+#pragma unroll 1
     for (i64 i = done + worker; i < count; i += workers) body(i, Width<1>());
 }
 

@@ -13,14 +13,15 @@ PLAIN_KERNEL(gate_gradient)(const float* __restrict__ scores, const int* __restr
         const float* gradient = chosen_gradient + token * top_k;
         float* out = logits_gradient + token * num_experts;
 
-        float sum = 1.0f, mean = 0.0f;
+        float inverse = 1.0f, mean = 0.0f;
         if (normalize) {
-            sum = 0.0f;
+            float sum = 0.0f;
             for (int i = 0; i < top_k; i++) sum += score[expert[i]];
-            for (int i = 0; i < top_k; i++) mean += gradient[i] * (score[expert[i]] / sum);
+            inverse = 1.0f / sum;
+            for (int i = 0; i < top_k; i++) mean += gradient[i] * (score[expert[i]] * inverse);
         }
         float inner = 0.0f;
-        for (int i = 0; i < top_k; i++) inner += (gradient[i] - mean) / sum * score[expert[i]];
+        for (int i = 0; i < top_k; i++) inner += (gradient[i] - mean) * inverse * score[expert[i]];
         if (balance) {
             float common = 0.0f;
             for (int e = lane(); e < num_experts; e += WARP) common += balance[e] * score[e];
@@ -29,7 +30,7 @@ PLAIN_KERNEL(gate_gradient)(const float* __restrict__ scores, const int* __restr
         for (int e = lane(); e < num_experts; e += WARP) {
             float of_score = balance ? balance[e] : 0.0f;
             for (int i = 0; i < top_k; i++)
-                if (expert[i] == e) of_score += (gradient[i] - mean) / sum;
+                if (expert[i] == e) of_score += (gradient[i] - mean) * inverse;
             out[e] = score[e] * (of_score - inner);
         }
     }

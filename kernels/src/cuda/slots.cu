@@ -8,7 +8,10 @@
 namespace {
 
 __device__ __forceinline__ i64 copy_of(i64 item, i64 num_tokens, int top_k, const int* order) {
-    i64 choice = item / num_tokens, position = item % num_tokens;
+    // k subtractions at most, where a 64-bit division is a subroutine.
+    i64 position = item;
+    int choice = 0;
+    for (; position >= num_tokens; position -= num_tokens) choice++;
     i64 token = order ? order[position] : position;
     return token * top_k + choice;
 }

@@ -10,6 +10,7 @@ REAL_KERNEL(sum_runs)(real* target, const i64* __restrict__ runs, const i64* __r
             Floats<width.n> sum;
 #pragma unroll
             for (int i = 0; i < width.n; i++) sum.v[i] = 0.0f;
+#pragma unroll 2
             for (i64 s = first; s < first + count; s++) {
                 auto v = load<width.n>(reinterpret_cast<const real*>(sources[s]) + at);
 #pragma unroll
