@@ -6,6 +6,7 @@ use moeplan_sim::cost::provenance::Provenance;
 use moeplan_sim::cost::{CostModel, Exchange};
 use moeplan_sim::engine::{Contention, PricedOp, Resource, RunStats, run};
 use moeplan_sim::ir::{
+    Expert,
     Elementwise, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream, Timeline,
     Traffic, Transport, Work,
 };
@@ -29,7 +30,7 @@ struct Hand {
 
 fn kernel(alone_ns: u64) -> Hand {
     let kind = OpKind::Elementwise {
-        what: Elementwise::Bias,
+        what: Elementwise::Bias(Expert::Up),
         elements: PerRank::Same(1),
     };
     Hand {

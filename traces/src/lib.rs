@@ -13,6 +13,7 @@ mod resample;
 mod routing;
 mod shipped;
 mod stats;
+mod tokens;
 
 pub use error::{Place, TraceError};
 pub use format::{Trace, TraceMeta, TraceReader, TraceWriter};
@@ -21,3 +22,4 @@ pub use import::{ImportOptions, open};
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};
 pub use stats::StepStats;
+pub use tokens::TokenStep;

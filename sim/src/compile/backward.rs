@@ -171,7 +171,9 @@ pub(super) fn emit(
     builder.at(Stage::Gate, Pass::Backward, 0);
     let kind = kinds::gate(source);
     let reads = [score_gradient, saved.scores, saved.tokens, weights.gate];
-    builder.push(Stream::Compute, kind, &reads, &[token_gradient]);
+    let mut writes = vec![token_gradient];
+    writes.extend(weights.gate_gradient);
+    builder.push(Stream::Compute, kind, &reads, &writes);
 }
 
 struct Chain<'a> {
@@ -240,7 +242,7 @@ impl Chain<'_> {
 
         builder.push(
             compute,
-            pass(Elementwise::BiasGradient, d),
+            pass(Elementwise::BiasGradient(Expert::Down), d),
             &[output_gradient],
             &[full_gradient],
         );
@@ -284,7 +286,7 @@ impl Chain<'_> {
         );
         builder.push(
             compute,
-            pass(Elementwise::BiasGradient, h),
+            pass(Elementwise::BiasGradient(Expert::Up), h),
             &[hidden_gradient],
             &[full_gradient],
         );

@@ -252,7 +252,7 @@ fn expert(
     );
     builder.push(
         Stream::Compute,
-        pass(Elementwise::Bias, h),
+        pass(Elementwise::Bias(Expert::Up), h),
         &[hidden, weights],
         &[hidden],
     );
@@ -272,7 +272,7 @@ fn expert(
     );
     builder.push(
         Stream::Compute,
-        pass(Elementwise::Bias, d),
+        pass(Elementwise::Bias(Expert::Down), d),
         &[output, weights],
         &[output],
     );

@@ -99,6 +99,14 @@ impl Load {
         }
     }
 
+    /// Copies an expert accepts from one rank: the capacity, or all where nothing is padded.
+    pub fn limit(&self) -> u64 {
+        match self.counts {
+            None => self.capacity.per_gpu,
+            Some(_) => u64::MAX,
+        }
+    }
+
     /// Rows by pair of ranks under `adaptive_r`; `None` where everything is padded to capacity.
     pub(super) fn uneven(&self, layer: &ResolvedLayer, adaptive_r: u64) -> Option<Arc<Uneven>> {
         let counts = self.counts.as_ref()?;

@@ -14,7 +14,7 @@ pub use capacity::Capacity;
 pub use load::{Load, Routing};
 pub use lone::{Payload, all_to_all};
 
-use crate::ir::{Program, ProgramBuilder};
+use crate::ir::{Homes, Placement, Program, ProgramBuilder};
 use crate::spec::{AllToAll, Encode, Layout, Padding, Phase, ResolvedLayer, SpecError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -85,6 +85,11 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
         gpus_per_node as usize,
         layer.spec.dtype,
     );
+    builder.place(Placement {
+        homes: Homes::new(layer, plan.adaptive_r),
+        adaptive_r: plan.adaptive_r,
+        limit: source.load.limit(),
+    });
     let shapes = tensors::Shapes::new(&source);
     let weights = tensors::Weights::allocate(&mut builder, layer, plan.adaptive_r, phase);
     let saved = forward::emit(&mut builder, &source, &shapes, &weights);

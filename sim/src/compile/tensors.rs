@@ -160,6 +160,8 @@ pub(super) struct Weights {
     pub(super) gather: Option<(Scope, u64)>,
     /// Gate weight.
     pub(super) gate: BufferId,
+    /// Gradient of the gate weight.
+    pub(super) gate_gradient: Option<BufferId>,
 }
 
 impl Weights {
@@ -177,18 +179,21 @@ impl Weights {
         let gate_parameters = layer.spec.model_dim * layer.num_experts;
         let slice = builder.persistent("expert weights", bytes);
         let gate = builder.persistent("gate weight", gate_parameters * 4);
-        let gradient = (phase == Phase::Training).then(|| {
+        let gradients = (phase == Phase::Training).then(|| {
             let state = if dtype.bytes() == 2 { 12 } else { 8 };
             builder.persistent(
                 "optimizer state (Adam)",
                 (parameters + gate_parameters) * state,
             );
-            builder.persistent("gate gradient", gate_parameters * 4);
-            builder.persistent("expert gradients", bytes)
+            (
+                builder.persistent("gate gradient", gate_parameters * 4),
+                builder.persistent("expert gradients", bytes),
+            )
         });
         Weights {
             slice,
-            gradient,
+            gradient: gradients.map(|(_, experts)| experts),
+            gate_gradient: gradients.map(|(gate, _)| gate),
             gather: gather_scope(layer, adaptive_r, dtype),
             gate,
         }

@@ -1,7 +1,7 @@
 //! Rows by (source, destination) of a dropless All-to-All-v, and their hierarchical phases.
 
 use super::exchange;
-use crate::ir::Scope;
+use crate::ir::{Homes, Scope};
 use crate::spec::{AllToAll, ResolvedLayer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,13 +23,13 @@ pub(super) struct Uneven {
 }
 
 impl Uneven {
-    /// Lays `counts` (`[source * num_experts + expert]`) out. Expert e of E >= W lives on rank
-    /// e / E_g. Where s = W/E GPUs share an expert, source g's rows go to row group g mod (s/r), on
-    /// each of its r hidden slices. r = 0 moves nothing: every GPU runs all experts on its own rows.
+    /// Lays `counts` (`[source * num_experts + expert]`) out over [`Homes`]: a source's rows go to
+    /// one row group, on each of its r hidden slices. r = 0 moves nothing: every GPU runs all
+    /// experts on its own rows.
     pub(super) fn new(layer: &ResolvedLayer, adaptive_r: u64, counts: &Arc<Vec<u32>>) -> Uneven {
         let world = layer.world_size as usize;
         let experts = layer.num_experts as usize;
-        let (local, sharded) = (layer.local_experts as usize, layer.sharded_count as usize);
+        let local = layer.local_experts as usize;
         if adaptive_r == 0 {
             return Uneven {
                 dispatch: Arc::default(),
@@ -39,8 +39,7 @@ impl Uneven {
                 phases: Mutex::default(),
             };
         }
-        let slices = adaptive_r as usize;
-        let row_groups = sharded / slices;
+        let homes = Homes::new(layer, adaptive_r);
         let mut dispatch = vec![0u32; world * world];
         let mut expert_rows = vec![0u32; world * local];
         for source in 0..world {
@@ -49,11 +48,9 @@ impl Uneven {
                 .iter()
                 .enumerate()
             {
-                for slice in 0..slices {
-                    let home = match sharded {
-                        1 => expert / local,
-                        _ => expert * sharded + slice * row_groups + source % row_groups,
-                    };
+                for slice in 0..homes.slices {
+                    let group = homes.group_of_source(source as u64);
+                    let home = homes.rank(expert as u64, slice, group) as usize;
                     row[home] += count;
                     expert_rows[home * local + expert % local] += count;
                 }

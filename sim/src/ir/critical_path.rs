@@ -133,7 +133,7 @@ pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Elementwise, OpKind, PerRank, ProgramBuilder, Scope, Span};
+    use crate::ir::{Elementwise, Expert, OpKind, PerRank, ProgramBuilder, Scope, Span};
     use crate::spec::DType;
 
     /// Rank 0 computes 10 and rank 1 computes 30 ns, then both gather for 5.
@@ -143,7 +143,7 @@ mod tests {
         let tensor = builder.buffer("tensor", PerRank::Same(2));
         let gathered = builder.buffer("gathered", PerRank::Same(4));
         let kernel = OpKind::Elementwise {
-            what: Elementwise::Bias,
+            what: Elementwise::Bias(Expert::Up),
             elements: PerRank::Same(1),
         };
         builder.push(Stream::Compute, kernel, &[], &[tensor]);

@@ -7,6 +7,7 @@ mod buffer;
 mod critical_path;
 mod op;
 mod per_rank;
+mod placement;
 mod program;
 mod timeline;
 mod traffic;
@@ -19,7 +20,8 @@ pub use op::{
     Transport,
 };
 pub use per_rank::PerRank;
+pub use placement::{Homes, Placement};
 pub use program::{Program, ProgramBuilder};
 pub use timeline::{Span, Timeline};
-pub use traffic::{Traffic, TrafficId, share_of_chunk};
+pub use traffic::{Traffic, TrafficId, bounds_of_chunk, share_of_chunk};
 pub use work::Work;

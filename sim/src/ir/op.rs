@@ -231,13 +231,13 @@ impl ExpertRows {
 #[serde(rename_all = "kebab-case")]
 pub enum Elementwise {
     /// Adds the bias of one FFN matrix: read and write.
-    Bias,
+    Bias(Expert),
     /// Activation: read and write.
     Activation,
     /// Backward of the activation: reads the gradient and the saved output, writes the gradient.
     ActivationGradient,
     /// Sums rows into a bias gradient: read.
-    BiasGradient,
+    BiasGradient(Expert),
     /// Copies chunks to the order the next phase of 2DH sends them in (Algorithm 2): read and write.
     StrideCopy,
     /// Repeats the dispatch buffer r times (Section 3.1, r > 1): read once, write r times.
@@ -420,10 +420,10 @@ impl OpKind {
                 Gradient::Weight => "grad W2",
             },
             OpKind::Elementwise { what, .. } => match what {
-                Elementwise::Bias => "bias",
+                Elementwise::Bias(_) => "bias",
                 Elementwise::Activation => "activation",
                 Elementwise::ActivationGradient => "grad activation",
-                Elementwise::BiasGradient => "grad bias",
+                Elementwise::BiasGradient(_) => "grad bias",
                 Elementwise::StrideCopy => "stride copy",
                 Elementwise::Repeat { .. } => "repeat",
                 Elementwise::LocalSum { .. } => "local sum",

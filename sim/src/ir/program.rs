@@ -1,7 +1,8 @@
 //! The program and the builder that checks it.
 
 use super::{
-    Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Stage, Stream, Traffic, TrafficId,
+    Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Placement, Stage, Stream, Traffic,
+    TrafficId,
 };
 use crate::spec::DType;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// Byte matrices of the exchanges.
     pub traffic: Vec<Traffic>,
+    /// Where rows and weights sit, for a program of a whole layer.
+    pub placement: Option<Placement>,
 }
 
 impl Program {
@@ -118,6 +121,7 @@ impl ProgramBuilder {
             ops: Vec::new(),
             buffers: Vec::new(),
             traffic: Vec::new(),
+            placement: None,
         };
         ProgramBuilder {
             program,
@@ -133,6 +137,11 @@ impl ProgramBuilder {
     pub fn at(&mut self, stage: Stage, pass: Pass, chunk: usize) -> &mut Self {
         (self.stage, self.pass, self.chunk) = (stage, pass, chunk as u16);
         self
+    }
+
+    /// States where rows and weights sit.
+    pub fn place(&mut self, placement: Placement) {
+        self.program.placement = Some(placement);
     }
 
     /// A buffer that lives from its first use to its last.

@@ -34,10 +34,16 @@ pub enum Traffic {
     },
 }
 
-/// Items of part `chunk` when `total` items are cut into `chunks` nearly equal parts; the parts of
-/// all chunks add up to `total`.
+/// The items of part `chunk` when `total` items are cut into `chunks` nearly equal parts, one after
+/// the other.
+pub fn bounds_of_chunk(total: u64, chunk: u64, chunks: u64) -> std::ops::Range<u64> {
+    total * chunk / chunks..total * (chunk + 1) / chunks
+}
+
+/// How many items that part has; the parts of all chunks add up to `total`.
 pub fn share_of_chunk(total: u64, chunk: u64, chunks: u64) -> u64 {
-    total * (chunk + 1) / chunks - total * chunk / chunks
+    let bounds = bounds_of_chunk(total, chunk, chunks);
+    bounds.end - bounds.start
 }
 
 impl Traffic {

@@ -161,12 +161,12 @@ impl OpKind {
             OpKind::Elementwise { what, elements } => {
                 let elements = *elements.get(rank);
                 let one_way = match what {
-                    Elementwise::Bias
+                    Elementwise::Bias(_)
                     | Elementwise::Activation
                     | Elementwise::StrideCopy
                     | Elementwise::Gather => 2,
                     Elementwise::ActivationGradient => 3,
-                    Elementwise::BiasGradient => 1,
+                    Elementwise::BiasGradient(_) => 1,
                     Elementwise::Repeat { copies } | Elementwise::LocalSum { copies } => {
                         1 + u64::from(*copies)
                     }

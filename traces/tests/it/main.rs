@@ -8,3 +8,4 @@ mod import;
 mod resample;
 mod routing;
 mod shipped;
+mod tokens;
