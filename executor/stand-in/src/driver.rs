@@ -1,4 +1,8 @@
 //! The symbols of `libcuda.so` that cudarc and the backend call.
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    reason = "pointers are the caller's, as the driver interface states for each call"
+)]
 
 use crate::machine::{self, Machine, code, setting};
 use crate::module::{self, Arguments};
@@ -16,11 +20,7 @@ macro_rules! calls {
     ($($name:ident($($argument:ident: $type:ty),*) $body:block)*) => {$(
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
-            // SAFETY: pointers are the caller's, as the driver interface states for each call.
-            let result: Result<(), i32> = (|| unsafe {
-                #[allow(unused_unsafe, reason = "bodies without foreign pointers")]
-                $body
-            })();
+            let result: Result<(), i32> = (|| $body)();
             result.err().unwrap_or(code::OK)
         }
     )*};

@@ -13,6 +13,11 @@
 //! | `STAND_IN_DROP_WAIT` | number of a `cuStreamWaitEvent` that is left out: a seeded fault |
 //! | `STAND_IN_DEVICES` | number of devices |
 #![allow(unsafe_code, reason = "the foreign interface of a driver")]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "symbols of the driver interface, found by name when the library is opened"
+)]
 #![allow(non_snake_case, reason = "names are those of the driver")]
 #![allow(
     clippy::missing_safety_doc,
