@@ -7,10 +7,11 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `STAND_IN_ORDER` | 0 as issued, 1 the newest stream as far as it goes, 2 the oldest, else a seed |
+//! | `STAND_IN_ORDER` | 0 as issued, 1 the newest stream as far as it goes, 2 the oldest, 3 what was issued last, else a seed |
 //! | `STAND_IN_THREADS` | order of a block's threads, see `moeplan_kernels::host::Run` |
 //! | `STAND_IN_MEMORY` | bytes of the device |
 //! | `STAND_IN_DROP_WAIT` | number of a `cuStreamWaitEvent` that is left out: a seeded fault |
+//! | `STAND_IN_RACES` | 1 checks every launch for data races |
 //! | `STAND_IN_DEVICES` | number of devices |
 #![allow(unsafe_code, reason = "the foreign interface of a driver")]
 #![allow(

