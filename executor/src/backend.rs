@@ -9,6 +9,7 @@ use crate::slices;
 use crate::task::Count;
 use moeplan_sim::ir::{Program, Timeline};
 use moeplan_sim::spec::ResolvedLayer;
+use moeplan_sim::units::Time;
 use moeplan_traces::TokenStep;
 
 /// One step to run.
@@ -50,6 +51,8 @@ pub struct RankOutputs {
 pub struct Ran {
     /// When every operation ran on every rank.
     pub timeline: Timeline,
+    /// Time each operation kept its core or stream busy, without waiting, by operation and rank.
+    pub busy: Vec<Vec<Time>>,
     /// By operation and rank.
     pub counts: Vec<Vec<Count>>,
     /// By rank.
@@ -82,6 +85,8 @@ pub trait Backend {
 pub struct Executed {
     /// When every operation ran on every rank.
     pub timeline: Timeline,
+    /// Time each operation kept its core or stream busy, without waiting, by operation and rank.
+    pub busy: Vec<Vec<Time>>,
     /// By rank.
     pub ranks: Vec<RankOutputs>,
     /// Gradients of all experts; empty without a backward pass.
@@ -147,6 +152,7 @@ pub fn execute(
             Some(_) => slices::join(layer, &gradients),
         },
         timeline: ran.timeline,
+        busy: ran.busy,
         ranks: ran.outputs,
         peak_bytes: ran.peak_bytes,
         audit,

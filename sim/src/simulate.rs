@@ -87,13 +87,39 @@ pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result
     let program = program_of(scenario, plan, load)?;
     let priced = price(&program, scenario.model);
     let (timeline, stats) = run(&program, &priced, scenario.model.contention());
-    let step = summarise(scenario, plan, load, &program, &priced, &timeline, stats);
+    let provenance = |op: usize| priced[op].provenance;
+    let step = summarise(
+        scenario,
+        plan,
+        load,
+        &program,
+        &provenance,
+        &timeline,
+        stats,
+    );
     Ok(Trace {
         step,
         program,
         priced,
         timeline,
     })
+}
+
+/// Sums up a step that was run, not simulated, as [`simulate_step`] does. The scenario's prices are not
+/// looked at.
+pub fn measured_step(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+    program: &Program,
+    timeline: &Timeline,
+) -> Step {
+    let measured = |_| Provenance::Measured;
+    let stats = RunStats {
+        rows: timeline.rows(),
+        ..RunStats::default()
+    };
+    summarise(scenario, plan, load, program, &measured, timeline, stats)
 }
 
 /// Most memory any GPU needs under `plan`, without timing it.
@@ -122,7 +148,7 @@ fn summarise(
     plan: Plan,
     load: &Load,
     program: &Program,
-    priced: &[PricedOp],
+    provenance_of: &dyn Fn(usize) -> Provenance,
     timeline: &Timeline,
     stats: RunStats,
 ) -> Step {
@@ -138,10 +164,7 @@ fn summarise(
         .into_iter()
         .filter_map(|stage| {
             let of_stage = |op: &usize| program.ops[*op].stage == stage;
-            let provenance = (0..spans.len())
-                .filter(of_stage)
-                .map(|op| priced[op].provenance)
-                .max()?;
+            let provenance = (0..spans.len()).filter(of_stage).map(provenance_of).max()?;
             Some(StageTime {
                 stage,
                 busy: busy(&|op| of_stage(&op)),

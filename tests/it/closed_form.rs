@@ -6,9 +6,8 @@ use moeplan_sim::cost::provenance::Provenance;
 use moeplan_sim::cost::{CostModel, Exchange};
 use moeplan_sim::engine::{Contention, PricedOp, Resource, RunStats, run};
 use moeplan_sim::ir::{
-    Expert,
-    Elementwise, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream, Timeline,
-    Traffic, Transport, Work,
+    Elementwise, Expert, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream,
+    Timeline, Traffic, Transport, Work,
 };
 use moeplan_sim::network::fabric::{Fabric, LinkClass};
 use moeplan_sim::network::{drain, traffic};

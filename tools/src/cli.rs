@@ -3,8 +3,8 @@
 use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::settings::{
-    BreakdownSettings, ClusterSettings, LayerSettings, OutputSettings, PriceSettings,
-    ReportSettings, RoutingSettings, StrategySettings,
+    BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, LayerSettings,
+    OutputSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
@@ -60,6 +60,10 @@ pub enum Command {
     Collective(CollectiveArgs),
     /// One kernel alone on one GPU
     Kernel(KernelArgs),
+    /// Run the layer for real on this machine, and time it
+    Execute(ExecuteArgs),
+    /// Measure this machine and write it down as a cluster to simulate
+    Calibrate(CalibrateArgs),
 }
 
 /// What is simulated.
@@ -121,9 +125,37 @@ pub struct CompareArgs {
     pub report: ReportSettings,
 }
 
+/// What `validate` holds the simulator against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Validated {
+    /// This machine, running the layer for real.
+    Executor,
+}
+
+/// `calibrate`.
+#[derive(Debug, Clone, Args)]
+pub struct CalibrateArgs {
+    /// What runs the ranks [default: cpu]
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: Option<BackendKind>,
+    /// Rounds of all measurements; the medians are kept [default: 7]
+    #[arg(long, value_name = "N")]
+    pub repeats: Option<usize>,
+}
+
 /// `validate`.
 #[derive(Debug, Clone, Args)]
 pub struct ValidateArgs {
+    /// executor: steps run for real on this machine beside the same steps simulated [default:
+    /// published figures]
+    #[arg(value_name = "WHAT", conflicts_with_all = ["table", "data", "markdown", "record"])]
+    pub what: Option<Validated>,
+    /// Where and how often they run.
+    #[command(flatten, next_help_heading = "Executor")]
+    pub execute: ExecuteSettings,
+    /// Held-out steps of the shipped trace [default: 5]
+    #[arg(long, value_name = "N", requires = "what", help_heading = "Executor")]
+    pub steps: Option<usize>,
     /// Hold the cost models against a measured table instead, row by row
     #[arg(long, value_name = "FILE", requires = "kind")]
     pub table: Option<PathBuf>,
@@ -156,4 +188,22 @@ pub struct BreakdownArgs {
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+}
+
+/// `execute`.
+#[derive(Debug, Clone, Args)]
+pub struct ExecuteArgs {
+    /// fairseq, tutel or a TOML file; flags refine it; what is auto is decided by the simulator
+    /// on --cluster [default: tutel with r = 1, degree 1, linear]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// Where it runs.
+    #[command(flatten, next_help_heading = "Execution")]
+    pub execute: ExecuteSettings,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+    /// What is shown.
+    #[command(flatten, next_help_heading = "Output")]
+    pub report: ReportSettings,
 }

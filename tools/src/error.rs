@@ -1,5 +1,6 @@
 //! Errors as a user meets them, and exit codes.
 
+use moeplan_executor::ExecError;
 use moeplan_sim::cost::nccl::NcclError;
 use moeplan_traces::TraceError;
 use std::fmt;
@@ -125,9 +126,33 @@ pub enum Error {
         /// The system's own words.
         source: io::Error,
     },
+    /// A part of the machine that is needed and not there.
+    #[error("{0}")]
+    Missing(String),
     /// Something that should not happen.
     #[error("{0}")]
     Unexpected(String),
+}
+
+impl From<ExecError> for Error {
+    fn from(error: ExecError) -> Error {
+        match error {
+            ExecError::Input {
+                field,
+                expected,
+                found,
+            } => {
+                let place = Place {
+                    field: Some(field),
+                    ..Place::default()
+                };
+                Error::input(place, format!("expected {expected}, found {found}"))
+            }
+            ExecError::Memory { .. } => Error::input(Place::default(), error.to_string()),
+            ExecError::Missing(what) => Error::Missing(what),
+            ExecError::Disagrees(_) | ExecError::Device(_) => Error::Unexpected(error.to_string()),
+        }
+    }
 }
 
 impl Error {
@@ -153,6 +178,7 @@ impl Error {
                 | io::ErrorKind::NotADirectory => Exit::BadInput,
                 _ => Exit::Unexpected,
             },
+            Error::Missing(_) => Exit::MachineLacks,
             Error::Unexpected(_) => Exit::Unexpected,
         }
     }

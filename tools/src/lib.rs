@@ -3,10 +3,12 @@
 //! [`run`] is the whole program without the process around it, so that tests call it in place:
 //! arguments and streams in, exit code out.
 
+pub mod calibrate;
 pub mod cli;
 pub mod command;
 pub mod document;
 pub mod error;
+pub mod machine;
 pub mod output;
 pub mod play;
 pub mod presets;
@@ -135,6 +137,14 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
         Some(Command::Validate(args)) => {
             given.flags.cluster.preset = args.cluster.clone();
             let cluster = resolve::cluster(&given)?;
+            if args.what.is_some() {
+                let cluster = args.cluster.is_some().then_some(cluster);
+                let seed = given.seed();
+                return finish(
+                    command::validate_executor::run(&args, seed, cluster, &mut session)?,
+                    &mut session,
+                );
+            }
             command::validate::run(&args, cluster, &mut session)?
         }
         Some(Command::Breakdown(args)) => {
@@ -154,13 +164,33 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.collective = args.settings;
             command::collective::run(args.collective, &given, &mut session)?
         }
+        Some(Command::Calibrate(args)) => command::calibrate::run(&args, &mut session)?,
+        Some(Command::Execute(args)) => {
+            take(
+                &mut given,
+                args.scenario,
+                args.strategy.into_iter().collect(),
+            );
+            given.flags.report = args.report;
+            given.flags.execute = args.execute;
+            command::execute::defaults(&mut given);
+            let resolved = resolve(&given, &command::execute::strategies())?;
+            one_strategy(&given, &resolved)?;
+            show(&resolved, &mut session)?;
+            command::execute::run(&given, resolved, &mut session)?
+        }
         Some(Command::Kernel(args)) => {
             given.flags.cluster.preset = args.cluster;
             given.flags.kernel = args.settings;
             command::kernel::run(args.kernel, &given)?
         }
     };
-    output::write(&answer, &mut session)?;
+    finish((answer, exit), &mut session)
+}
+
+/// Writes what a command found.
+fn finish((answer, exit): (Answer, Exit), session: &mut Session<'_>) -> Result<Exit, Error> {
+    output::write(&answer, session)?;
     Ok(exit)
 }
 

@@ -28,6 +28,9 @@ enum Kind {
     Balanced {
         steps: u64,
     },
+    Gates {
+        steps: u64,
+    },
     Made {
         spec: RoutingSpec,
         steps: u64,
@@ -89,15 +92,15 @@ impl RoutingSource {
         };
         match &kind {
             Kind::Balanced { .. } => settings.routing = Some("balanced".into()),
-            Kind::Made { .. } => {}
+            Kind::Gates { .. } | Kind::Made { .. } => {}
             Kind::Recorded { layer, .. } => settings.trace_layer = Some(*layer),
         }
         settings.steps = Some(match &kind {
             Kind::Recorded { steps, .. } => steps.len() as u64,
-            Kind::Balanced { .. } | Kind::Made { .. } => steps,
+            Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => steps,
         });
         let shape = match &kind {
-            Kind::Balanced { .. } => None,
+            Kind::Balanced { .. } | Kind::Gates { .. } => None,
             Kind::Made { .. } | Kind::Recorded { .. } => Some(shape_of(layer)?),
         };
         Ok(RoutingSource {
@@ -108,10 +111,26 @@ impl RoutingSource {
         })
     }
 
+    /// Routing that the layer's own gates decide, step by step, while it is executed.
+    #[must_use]
+    pub fn by_gates(self) -> RoutingSource {
+        let steps = self.len() as u64;
+        RoutingSource {
+            kind: Kind::Gates { steps },
+            settings: RoutingSettings {
+                routing: None,
+                ..self.settings
+            },
+            ..self
+        }
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         match &self.kind {
-            Kind::Balanced { steps } | Kind::Made { steps, .. } => *steps as usize,
+            Kind::Balanced { steps } | Kind::Gates { steps } | Kind::Made { steps, .. } => {
+                *steps as usize
+            }
             Kind::Recorded { steps, .. } => steps.len(),
         }
     }
@@ -130,7 +149,7 @@ impl RoutingSource {
             return Ok(None);
         };
         match kind {
-            Kind::Balanced { .. } => Ok(None),
+            Kind::Balanced { .. } | Kind::Gates { .. } => Ok(None),
             Kind::Made { spec, .. } => {
                 Ok(Some(spec.generate(shape, self.seed, index as u64, 0)?))
             }
@@ -141,7 +160,7 @@ impl RoutingSource {
     /// The number of step `index` in its recording.
     pub fn label(&self, index: usize) -> u64 {
         match &self.kind {
-            Kind::Balanced { .. } | Kind::Made { .. } => index as u64,
+            Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => index as u64,
             Kind::Recorded { steps, .. } => steps[index].step(),
         }
     }
@@ -157,6 +176,11 @@ impl RoutingSource {
                 "balanced: every GPU sends every expert the same number of tokens; {}{}",
                 of(*steps),
                 if *steps > 1 { ", all alike" } else { "" },
+            ),
+            Kind::Gates { steps } => format!(
+                "by the layer's own gates on random tokens, seed {}; {}",
+                self.seed,
+                of(*steps)
             ),
             Kind::Made { spec, steps } => {
                 format!("made up: {spec}, seed {}; {}", self.seed, of(*steps))
@@ -195,6 +219,7 @@ impl RoutingSource {
     pub fn trust(&self) -> &'static str {
         match &self.kind {
             Kind::Balanced { .. } => "assumed",
+            Kind::Gates { .. } => "counted",
             Kind::Made { .. } => "made-up",
             Kind::Recorded { steps, .. } => match (&self.shape, steps.first()) {
                 (Some(shape), Some(step)) if step.shape().as_ref() == Some(shape) => "recorded",

@@ -4,6 +4,7 @@ mod gate;
 mod gemm;
 mod kernels;
 mod memory;
+mod overlap;
 mod rows;
 mod streams;
 
@@ -11,6 +12,8 @@ use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
 use crate::inputs::{Inputs, Routing};
+pub use overlap::overlap;
+
 use gate::{Forced, GateShape};
 use memory::{RankMemory, Spare};
 use moeplan_sim::ir::BufferId;
@@ -145,7 +148,11 @@ impl Backend for Cpu {
                 memory.upload(backward.output_gradient, &job.inputs.output_gradient[rank])?;
             }
         }
-        let (timeline, counts) = streams::play(&state, &uses)?;
+        let streams::Played {
+            timeline,
+            busy,
+            counts,
+        } = streams::play(&state, &uses)?;
         let mut outputs = Vec::new();
         for memory in &state.ranks {
             let (assignment, balance_loss) = memory
@@ -177,6 +184,7 @@ impl Backend for Cpu {
             .collect();
         Ok(Ran {
             timeline,
+            busy,
             counts,
             outputs,
             peak_bytes,

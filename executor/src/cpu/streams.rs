@@ -3,11 +3,12 @@
 use super::{World, kernels};
 use crate::ExecError;
 use crate::task::Count;
+use cpu_time::ThreadTime;
 use moeplan_sim::ir::{BufferId, OpId, Span, Stream, Timeline};
 use moeplan_sim::units::Time;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Operations of a rank that are done.
 struct Progress {
@@ -43,18 +44,29 @@ struct Shared<'a> {
     ready: Barrier,
 }
 
-/// One thread's operations: id, span, count.
-type Log = Vec<(OpId, (Instant, Instant), Count)>;
+/// One operation of a thread.
+struct Entry {
+    id: OpId,
+    start: Instant,
+    end: Instant,
+    /// Core time of its tasks.
+    busy: Duration,
+    count: Count,
+}
+
+/// One step, by operation and rank.
+pub(super) struct Played {
+    pub(super) timeline: Timeline,
+    pub(super) busy: Vec<Vec<Time>>,
+    pub(super) counts: Vec<Vec<Count>>,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Plays all streams of all ranks; returns spans and counts by operation and rank.
-pub(super) fn play(
-    world: &World<'_>,
-    uses: &[Vec<Vec<BufferId>>],
-) -> Result<(Timeline, Vec<Vec<Count>>), ExecError> {
+/// Plays all streams of all ranks.
+pub(super) fn play(world: &World<'_>, uses: &[Vec<Vec<BufferId>>]) -> Result<Played, ExecError> {
     let program = world.job.program;
     let (ranks, ops) = (program.world_size, program.ops.len());
     let streams = [Stream::Compute, Stream::Communication];
@@ -84,7 +96,7 @@ pub(super) fn play(
         failed: AtomicBool::new(false),
         ready: Barrier::new(ranks * streams.len()),
     };
-    let logs: Vec<(usize, (Instant, Log))> = std::thread::scope(|scope| {
+    let logs: Vec<(usize, (Instant, Vec<Entry>))> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ranks)
             .flat_map(|rank| streams.map(|stream| (rank, stream)))
             .map(|(rank, stream)| {
@@ -114,17 +126,24 @@ pub(super) fn play(
         end: Time::ZERO,
     };
     let mut spans = vec![never; ranks * ops];
+    let mut busy = vec![vec![Time::ZERO; ranks]; ops];
     let mut counts = vec![vec![Count::default(); ranks]; ops];
     for (rank, (_, log)) in logs {
-        for (id, (start, end), count) in log {
-            spans[rank * ops + id.index()] = Span {
-                start: since(start),
-                end: since(end),
+        for entry in log {
+            let op = entry.id.index();
+            spans[rank * ops + op] = Span {
+                start: since(entry.start),
+                end: since(entry.end),
             };
-            counts[id.index()][rank] = count;
+            busy[op][rank] = Time::from_ns(entry.busy.as_nanos() as u64);
+            counts[op][rank] = entry.count;
         }
     }
-    Ok((Timeline::new(ranks, ops, spans), counts))
+    Ok(Played {
+        timeline: Timeline::new(ranks, ops, spans),
+        busy,
+        counts,
+    })
 }
 
 impl Shared<'_> {
@@ -147,7 +166,7 @@ impl Shared<'_> {
     }
 
     /// Plays one stream of a rank from its first operation to its last.
-    fn stream(&self, rank: usize, stream: Stream) -> (Instant, Log) {
+    fn stream(&self, rank: usize, stream: Stream) -> (Instant, Vec<Entry>) {
         // A panic anywhere below would leave the others waiting.
         let guard = Alarm(self);
         let program = self.world.job.program;
@@ -159,7 +178,7 @@ impl Shared<'_> {
                 break;
             }
             match self.operation(rank, id) {
-                Ok(Some((span, count))) => log.push((id, span, count)),
+                Ok(Some(entry)) => log.push(entry),
                 Ok(None) => break,
                 Err(error) => {
                     self.fail(error);
@@ -193,11 +212,7 @@ impl Shared<'_> {
     }
 
     /// One operation of a rank; `None` where the step has failed.
-    fn operation(
-        &self,
-        rank: usize,
-        id: OpId,
-    ) -> Result<Option<((Instant, Instant), Count)>, ExecError> {
+    fn operation(&self, rank: usize, id: OpId) -> Result<Option<Entry>, ExecError> {
         let job = self.world.job;
         let op = &job.program.ops[id.index()];
         let memory = &self.world.ranks[rank];
@@ -216,10 +231,12 @@ impl Shared<'_> {
         for &buffer in used {
             memory.allocate(buffer)?;
         }
+        let core = ThreadTime::now();
         let mut count = Count::default();
         for task in &job.lowered.tasks[id.index()][rank] {
             count += kernels::run(self.world, rank, task)?;
         }
+        let busy = core.elapsed();
         let mut end = Instant::now();
         if let Some(meeting) = meeting {
             // What was sent may be overwritten only when everybody has it.
@@ -231,7 +248,13 @@ impl Shared<'_> {
         for &buffer in used {
             memory.release(buffer)?;
         }
-        Ok(Some(((start, end), count)))
+        Ok(Some(Entry {
+            id,
+            start,
+            end,
+            busy,
+            count,
+        }))
     }
 
     /// Waits for all members; when the last one came.

@@ -302,7 +302,7 @@ impl Backend for Cuda {
             .transpose()?;
         let lane = |_| Lane::new(device, shared.as_ref());
         let lanes: Vec<Lane> = (0..world).map(lane).collect::<Result<_, _>>()?;
-        let timeline = streams::play(device, job, &memory, &lanes, &planned, precision)?;
+        let times = streams::play(device, job, &memory, &lanes, &planned, precision)?;
         let outputs = (0..world)
             .map(|rank| self.outputs(job, &memory, rank))
             .collect::<Result<Vec<_>, _>>()?;
@@ -319,7 +319,8 @@ impl Backend for Cuda {
                 .collect()
         };
         Ok(Ran {
-            timeline,
+            timeline: times.timeline,
+            busy: times.busy,
             counts: lowered.tasks.iter().map(count).collect(),
             peak_bytes: (0..world).map(|rank| memory.total(rank)).collect(),
             outputs,

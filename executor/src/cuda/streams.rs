@@ -51,7 +51,23 @@ struct Play<'a> {
     lanes: &'a [Lane],
     precision: Precision,
     /// By operation and rank, as far as issued.
-    spans: Vec<Vec<(CudaEvent, CudaEvent)>>,
+    marks: Vec<Vec<Marks>>,
+}
+
+/// Events around one operation of a rank.
+struct Marks {
+    start: CudaEvent,
+    /// Its own work is done; a collective then waits for the other members.
+    done: CudaEvent,
+    end: CudaEvent,
+}
+
+/// What the events say.
+pub(super) struct Times {
+    /// When every operation ran on every rank.
+    pub(super) timeline: Timeline,
+    /// From start to done, by operation and rank.
+    pub(super) busy: Vec<Vec<Time>>,
 }
 
 /// Enqueues everything, waits, and reads the times.
@@ -62,7 +78,7 @@ pub(super) fn play(
     lanes: &[Lane],
     planned: &Planned,
     precision: Precision,
-) -> Result<Timeline, ExecError> {
+) -> Result<Times, ExecError> {
     let (world, ops) = (job.program.world_size, job.program.ops.len());
     let origin = device.event()?;
     let mut play = Play {
@@ -71,7 +87,7 @@ pub(super) fn play(
         memory,
         lanes,
         precision,
-        spans: Vec::with_capacity(ops),
+        marks: Vec::with_capacity(ops),
     };
     play.record(&origin, &lanes[0].compute)?;
     for lane in lanes {
@@ -81,35 +97,43 @@ pub(super) fn play(
     }
     for (id, op) in job.program.iter() {
         let steps = &planned.steps[id.index()];
-        let spans = match op.kind.scope(&job.program.traffic) {
+        let marks = match op.kind.scope(&job.program.traffic) {
             None => (0..world)
                 .map(|rank| play.alone(rank, op, &steps[rank]))
                 .collect(),
             Some(scope) => play.together(scope, op, steps),
         };
-        play.spans.push(spans?);
+        play.marks.push(marks?);
         if matches!(op.kind, OpKind::CapacitySync) {
             play.agree(op)?;
         }
     }
     device.synchronize()?;
-    let mut spans = Vec::with_capacity(world * ops);
     let since = |event: &CudaEvent| {
         let milliseconds = origin
             .elapsed_ms(event)
             .map_err(|error| refused("reading a time", error))?;
         Ok(Time::from_secs_f64(f64::from(milliseconds) * 1e-3))
     };
+    let mut spans = Vec::with_capacity(world * ops);
     for rank in 0..world {
-        for op in &play.spans {
-            let (start, end) = &op[rank];
+        for marks in play.marks.iter().map(|ranks| &ranks[rank]) {
             spans.push(Span {
-                start: since(start)?,
-                end: since(end)?,
+                start: since(&marks.start)?,
+                end: since(&marks.end)?,
             });
         }
     }
-    Ok(Timeline::new(world, ops, spans))
+    let busy = |marks: &Marks| Ok(since(&marks.done)?.saturating_sub(since(&marks.start)?));
+    let busy = play
+        .marks
+        .iter()
+        .map(|ranks| ranks.iter().map(busy).collect());
+    let busy = busy.collect::<Result<Vec<Vec<Time>>, ExecError>>()?;
+    Ok(Times {
+        timeline: Timeline::new(world, ops, spans),
+        busy,
+    })
 }
 
 impl Play<'_> {
@@ -140,22 +164,21 @@ impl Play<'_> {
             .iter()
             .filter(|&&OpId(id)| self.job.program.ops[id as usize].stream != op.stream);
         for before in others {
-            self.wait(stream, &self.spans[before.index()][rank].1)?;
+            self.wait(stream, &self.marks[before.index()][rank].end)?;
         }
         Ok(())
     }
 
-    fn alone(
-        &self,
-        rank: usize,
-        op: &Op,
-        steps: &[Step],
-    ) -> Result<(CudaEvent, CudaEvent), ExecError> {
+    fn alone(&self, rank: usize, op: &Op, steps: &[Step]) -> Result<Marks, ExecError> {
         let stream = self.lanes[rank].of(op.stream);
         self.await_others(rank, op)?;
         let start = self.mark(stream)?;
         self.enqueue(stream, steps)?;
-        Ok((start, self.mark(stream)?))
+        Ok(Marks {
+            start,
+            done: self.mark(stream)?,
+            end: self.mark(stream)?,
+        })
     }
 
     fn together(
@@ -163,24 +186,28 @@ impl Play<'_> {
         scope: Scope,
         op: &Op,
         steps: &[Vec<Step>],
-    ) -> Result<Vec<(CudaEvent, CudaEvent)>, ExecError> {
-        let world = self.job.program.world_size;
-        for rank in 0..world {
+    ) -> Result<Vec<Marks>, ExecError> {
+        let stream = |rank: usize| self.lanes[rank].of(op.stream);
+        for rank in 0..steps.len() {
             self.await_others(rank, op)?;
         }
         self.meet(scope, op.stream)?;
-        let mut starts = Vec::with_capacity(world);
+        let mut halves = Vec::with_capacity(steps.len());
         for (rank, steps) in steps.iter().enumerate() {
-            let stream = self.lanes[rank].of(op.stream);
-            starts.push(self.mark(stream)?);
-            self.enqueue(stream, steps)?;
+            let start = self.mark(stream(rank))?;
+            self.enqueue(stream(rank), steps)?;
+            halves.push((start, self.mark(stream(rank))?));
         }
         self.meet(scope, op.stream)?;
-        let ends = (0..world).map(|rank| self.mark(self.lanes[rank].of(op.stream)));
-        starts
-            .into_iter()
-            .zip(ends)
-            .map(|(start, end)| Ok((start, end?)))
+        let halves = halves.into_iter().enumerate();
+        halves
+            .map(|(rank, (start, done))| {
+                Ok(Marks {
+                    start,
+                    done,
+                    end: self.mark(stream(rank))?,
+                })
+            })
             .collect()
     }
 

@@ -1,6 +1,7 @@
 //! How long an operation takes, and how far to believe it.
 
 pub mod analytic;
+pub mod cpu;
 mod exchange;
 pub mod gemm;
 pub mod gemm_table;
@@ -12,8 +13,9 @@ mod power_law;
 pub mod price;
 pub mod provenance;
 
-use crate::engine::Contention;
-use crate::ir::{PerRank, Program, Scope, Traffic, Transport, Work};
+use crate::engine::{Contention, PricedOp};
+use crate::hardware::Hardware;
+use crate::ir::{Op, PerRank, Program, Scope, Traffic, Transport, Work};
 use crate::units::Time;
 use provenance::{Estimate, Provenance};
 
@@ -78,4 +80,23 @@ pub trait CostModel: Sync {
 
     /// How kernels and collectives slow each other down.
     fn contention(&self) -> &Contention;
+
+    /// The price of an operation as a whole, where its kernels and collectives alone do not make it.
+    fn operation(&self, _program: &Program, _op: &Op) -> Option<PricedOp> {
+        None
+    }
+}
+
+/// The prices of `hardware` for `world_size` ranks: GPUs, or threads of a CPU where it describes one.
+///
+/// # Errors
+/// Collective parameters that make no model.
+pub fn model_of(
+    hardware: &Hardware,
+    world_size: u64,
+) -> Result<Box<dyn CostModel>, nccl::NcclError> {
+    Ok(match &hardware.cpu {
+        Some(params) => Box::new(cpu::CpuModel::new(params, world_size)),
+        None => Box::new(analytic::Analytic::new(hardware)?),
+    })
 }

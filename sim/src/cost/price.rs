@@ -23,6 +23,9 @@ fn price_op(
     model: &dyn CostModel,
     exchanges: &mut [Option<ExchangePrice>],
 ) -> PricedOp {
+    if let Some(priced) = model.operation(program, op) {
+        return priced;
+    }
     let collective = |estimate: Estimate| PricedOp {
         alone: PerRank::Same(estimate.time),
         host: model.host_launch(),

@@ -22,6 +22,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
     ("a100-gemm", include_str!("fitted/a100_gemm.toml")),
     ("a100-nccl", include_str!("fitted/a100_nccl.toml")),
     ("a100-layer", include_str!("fitted/a100_layer.toml")),
+    ("cpu-base", include_str!("fitted/cpu_base.toml")),
 ];
 
 /// A hardware file that cannot be used.
@@ -37,7 +38,7 @@ pub struct HardwareError {
 }
 
 impl HardwareError {
-    fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
         HardwareError {
             path: path.into(),
             message: message.into(),
@@ -83,6 +84,9 @@ impl Hardware {
     }
 
     fn check(&self) -> Result<(), HardwareError> {
+        if let Some(cpu) = &self.cpu {
+            cpu.check()?;
+        }
         let positive = [
             ("gpu.memory-gib", self.gpu.memory_gib),
             ("gpu.hbm-gb-per-s", self.gpu.hbm_gb_per_s),

@@ -1,8 +1,10 @@
 //! The cluster's constants: GPU, host, node, network, collectives, software. Built-in presets and a
 //! user's own file have one schema.
 
+mod cpu;
 mod load;
 
+pub use cpu::{CpuGemm, CpuParams, Curve, GemmTerms};
 pub use load::{HardwareError, PRESETS, builtin};
 
 use crate::cost::gemm::GemmParams;
@@ -32,6 +34,9 @@ pub struct Hardware {
     pub collectives: NcclParams,
     /// The framework that runs the layer.
     pub software: Software,
+    /// A CPU whose threads are the ranks; it alone is then priced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuParams>,
     /// Where each constant comes from, by its path (`gpu.hbm-gb-per-s`) or that of its table.
     pub sources: BTreeMap<String, String>,
 }

@@ -134,7 +134,7 @@ pub fn run(
     }
     let model = resolved.model()?;
     // Policies learn, so all steps are played even where one is asked for.
-    let plays = play(resolved, &model, session)?;
+    let plays = play(resolved, &*model, session)?;
     let run = plays
         .runs
         .first()
@@ -151,7 +151,7 @@ pub fn run(
     let routing = session.on_threads(|| resolved.routing.step(index))??;
     let routing = routing.as_ref().map_or(Routing::Balanced, Routing::Step);
     let runner = Runner::new(
-        scenario(resolved, &model),
+        scenario(resolved, &*model),
         run.planned.strategy.clone(),
         false,
     )
@@ -159,7 +159,7 @@ pub fn run(
     let trace = runner
         .trace(&routing, played.decided.step.plan)
         .map_err(|error| refused(&error))?;
-    let found = break_down(played.label, &trace, &model);
+    let found = break_down(played.label, &trace, &*model);
     let mut text = comparison::heading(resolved);
     text.push('\n');
     text += &breakdown::text(&run.planned.strategy.name, &found);

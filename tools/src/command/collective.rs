@@ -66,6 +66,7 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let (cluster_name, mut hardware) = cluster(given)?;
+    crate::resolve::gpus_only(&hardware)?;
     let settings = given.flags.collective.over(&given.file.collective);
     let at = |field: &str| given.place(&["collective"], None, field);
     if let Some(library) = &settings.library {

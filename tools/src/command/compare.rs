@@ -76,7 +76,7 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let model = resolved.model()?;
-    let plays = play(resolved, &model, session)?;
+    let plays = play(resolved, &*model, session)?;
     if resolved.study.report.timings {
         let timings = plays.timings;
         session.note(&format!(

@@ -443,6 +443,7 @@ fn copy(
             model_dim,
         },
     };
+    crate::resolve::gpus_only(hardware)?;
     let model = Analytic::new(hardware)?;
     let work = op.work(Pass::Forward, 0, spec.dtype);
     let none = Estimate::new(Time::ZERO, Provenance::Measured);

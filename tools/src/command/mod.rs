@@ -2,7 +2,10 @@
 
 pub mod breakdown;
 mod byte_matrix;
+pub mod calibrate;
 pub mod collective;
 pub mod compare;
+pub mod execute;
 pub mod kernel;
 pub mod validate;
+pub mod validate_executor;

@@ -9,6 +9,7 @@ use crate::routing::RoutingSource;
 use crate::settings::{LayerSettings, StrategySettings, Study};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm_table::GemmTable;
+use moeplan_sim::cost::{CostModel, model_of};
 use moeplan_sim::hardware::{self, Hardware};
 use moeplan_sim::spec::{Experts, LayerSpec, Phase, ResolvedLayer, SpecError, Strategy};
 use std::fs::File;
@@ -63,11 +64,11 @@ impl Resolved {
     ///
     /// # Errors
     /// A table that cannot be read.
-    pub fn model(&self) -> Result<Analytic, Error> {
-        let model = Analytic::new(&self.hardware)?;
+    pub fn model(&self) -> Result<Box<dyn CostModel>, Error> {
         let Some(path) = &self.study.prices.gemm_table else {
-            return Ok(model);
+            return Ok(model_of(&self.hardware, self.layer.world_size)?);
         };
+        let model = Analytic::new(&self.hardware)?;
         let name = path.display().to_string();
         let file = File::open(path).map_err(|source| Error::Read {
             path: name.clone(),
@@ -75,7 +76,7 @@ impl Resolved {
         })?;
         let table = GemmTable::read(BufReader::new(file), &self.hardware.gpu.gemm)
             .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
-        Ok(model.with_gemm_table(table))
+        Ok(Box::new(model.with_gemm_table(table)))
     }
 }
 
@@ -240,6 +241,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
         .clone()
         .or_else(|| file.prices.gemm_table.as_ref().map(beside));
     study.prices.gemm_table = gemm_table;
+    study.execute = flags.execute.over(&file.execute);
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;
     study.output = flags.output.clone();
@@ -298,6 +300,20 @@ pub fn cluster(given: &Given) -> Result<(String, Hardware), Error> {
     }
     let hardware = Document::read(&path)?.hardware()?;
     Ok((path.display().to_string(), hardware))
+}
+
+/// Fails for a machine without GPUs, whose kernels and collectives have no prices of their own.
+///
+/// # Errors
+/// A file with a `[cpu]` table.
+pub fn gpus_only(hardware: &Hardware) -> Result<(), Error> {
+    match hardware.cpu {
+        None => Ok(()),
+        Some(_) => Err(Error::input(
+            Place::flag("--cluster"),
+            "expected a cluster of GPUs, found a CPU: use it with simulate, compare or breakdown",
+        )),
+    }
 }
 
 /// Whether a name that is no preset is meant as a file: it is there, or is written like one.

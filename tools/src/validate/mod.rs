@@ -1,5 +1,6 @@
 //! Holds the simulator against published and measured figures.
 
+pub mod executor;
 pub mod lab;
 pub mod published;
 pub mod record;

@@ -1,0 +1,423 @@
+//! Prices where ranks are threads on the cores of one machine.
+//!
+//! An operation is a few matrix products and passes over memory on one core. Where more ranks than
+//! cores have work, each gets its turn: what one needs in core time takes longer by ranks over
+//! cores, and uneven ranks leave the cores to those that still work.
+
+use super::provenance::{Estimate, Provenance};
+use super::{CostModel, Exchange, ExchangePrice, Wire};
+use crate::engine::{Contention, PricedOp, Resource};
+use crate::hardware::{CpuParams, GemmTerms};
+use crate::ir::{
+    Elementwise, Expert, ExpertRows, Gradient, Op, OpKind, Pass, PerRank, Program, Scope, Traffic,
+    Work,
+};
+use crate::spec::Encode;
+use crate::units::Time;
+
+/// Which factor of a product is read along its columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Neither.
+    Plain,
+    /// The right one.
+    RightTransposed,
+    /// The left one.
+    LeftTransposed,
+}
+
+/// Equal products of one operation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Products {
+    /// How many.
+    pub count: f64,
+    /// (m, n, k) of each.
+    pub shape: [f64; 3],
+    /// How factors are read.
+    pub order: Order,
+}
+
+/// What an operation asks of a core on one rank, as the CPU executor carries it out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Demand {
+    /// Matrix products.
+    pub products: Vec<Products>,
+    /// The pass over memory, by name, and its bytes.
+    pub pass: Option<(&'static str, f64)>,
+}
+
+/// What `op` asks of a core on `rank`.
+pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
+    let bytes = || -> f64 {
+        let work = op.kind.work(op.pass, rank, program.dtype).into_iter();
+        work.map(|work| match work {
+            Work::Memory { bytes } => bytes as f64,
+            Work::Gemm(_) => 0.0,
+        })
+        .sum()
+    };
+    let pass = |name| Demand {
+        products: Vec::new(),
+        pass: Some((name, bytes())),
+    };
+    let products = |count: f64, shape: [f64; 3], order| Products {
+        count,
+        shape,
+        order,
+    };
+    match &op.kind {
+        OpKind::Gate {
+            tokens,
+            experts,
+            model_dim,
+            ..
+        } => {
+            let [t, e, d] = [*tokens, *experts, *model_dim].map(|size| size as f64);
+            match op.pass {
+                Pass::Forward => Demand {
+                    products: vec![products(1.0, [t, e, d], Order::Plain)],
+                    pass: Some(("gate", 4.0 * t * e)),
+                },
+                Pass::Backward => Demand {
+                    products: vec![
+                        products(1.0, [t, d, e], Order::RightTransposed),
+                        products(1.0, [d, e, t], Order::LeftTransposed),
+                    ],
+                    pass: Some(("gate gradient", 4.0 * t * e)),
+                },
+            }
+        }
+        OpKind::CapacitySync => Demand::default(),
+        OpKind::Encode {
+            encode: Encode::Sparse,
+            ..
+        } => pass(match op.pass {
+            Pass::Forward => "scatter",
+            Pass::Backward => "gather",
+        }),
+        OpKind::Decode {
+            encode: Encode::Sparse,
+            ..
+        } => pass(match op.pass {
+            Pass::Forward => "weighted gather",
+            Pass::Backward => "weighted scatter",
+        }),
+        OpKind::ScoreGradient {
+            encode: Encode::Sparse,
+            ..
+        } => pass("row dots"),
+        OpKind::Encode {
+            tokens,
+            slots,
+            model_dim,
+            ..
+        }
+        | OpKind::Decode {
+            tokens,
+            slots,
+            model_dim,
+            ..
+        }
+        | OpKind::ScoreGradient {
+            tokens,
+            slots,
+            model_dim,
+            ..
+        } => dense(
+            op,
+            *tokens as f64,
+            *slots.get(rank) as f64,
+            *model_dim as f64,
+        ),
+        OpKind::Exchange { traffic, .. } => Demand {
+            products: Vec::new(),
+            pass: Some((
+                "exchange",
+                arriving(program, program.traffic(*traffic), rank),
+            )),
+        },
+        OpKind::ExpertGemm {
+            matrix,
+            gradient,
+            rows,
+            model_dim,
+            hidden_dim,
+        } => {
+            let (d, h) = (*model_dim as f64, *hidden_dim as f64);
+            let of_rows = |rows: f64| match gradient {
+                Gradient::Weight => ([h, d, rows], Order::LeftTransposed),
+                Gradient::Output | Gradient::Input => {
+                    match (*matrix == Expert::Up) == (*gradient == Gradient::Output) {
+                        true => ([rows, h, d], Order::RightTransposed),
+                        false => ([rows, d, h], Order::Plain),
+                    }
+                }
+            };
+            let list = match rows {
+                ExpertRows::Padded {
+                    experts,
+                    blocks,
+                    rows,
+                } => {
+                    let (blocks, rows) = match gradient {
+                        Gradient::Weight => (1, blocks * rows),
+                        // Blocks of a lone expert lie together.
+                        _ if *experts == 1 => (1, blocks * rows),
+                        Gradient::Output | Gradient::Input => (*blocks, *rows),
+                    };
+                    let (shape, order) = of_rows(rows as f64);
+                    vec![products((experts * blocks) as f64, shape, order)]
+                }
+                ExpertRows::Grouped { .. } => rows
+                    .by_expert(rank)
+                    .filter(|rows| *rows > 0)
+                    .map(|rows| {
+                        let (shape, order) = of_rows(rows as f64);
+                        products(1.0, shape, order)
+                    })
+                    .collect(),
+            };
+            Demand {
+                products: list,
+                pass: None,
+            }
+        }
+        OpKind::Elementwise { what, .. } => pass(match what {
+            Elementwise::Bias(_) => "bias",
+            Elementwise::Activation => "activation",
+            Elementwise::ActivationGradient => "activation gradient",
+            Elementwise::BiasGradient(_) => "bias gradient",
+            Elementwise::StrideCopy | Elementwise::Gather => "copy",
+            Elementwise::Repeat { .. } => "repeat",
+            Elementwise::LocalSum { .. } => "local sum",
+        }),
+        OpKind::AllGather { bytes, .. } => Demand {
+            products: Vec::new(),
+            pass: Some(("all-gather", *bytes as f64)),
+        },
+        OpKind::ReduceScatter { bytes, .. } => Demand {
+            products: Vec::new(),
+            pass: Some(("reduce-scatter", *bytes as f64)),
+        },
+    }
+}
+
+/// The einsums of the dense path, and the passes over (T, E, C) tensors where they run.
+fn dense(op: &Op, tokens: f64, slots: f64, model_dim: f64) -> Demand {
+    let tensor = 4.0 * tokens * slots;
+    let to_slots = ([slots, model_dim, tokens], Order::LeftTransposed);
+    let from_slots = ([tokens, model_dim, slots], Order::Plain);
+    let ((shape, order), pass) = match (&op.kind, op.pass) {
+        (OpKind::ScoreGradient { .. }, _) => (
+            ([tokens, slots, model_dim], Order::RightTransposed),
+            Some(("dense scores", tensor)),
+        ),
+        (OpKind::Encode { .. }, Pass::Forward) => (to_slots, Some(("dense tensors", tensor))),
+        (OpKind::Decode { .. }, Pass::Backward) => (to_slots, None),
+        (_, _) => (from_slots, None),
+    };
+    Demand {
+        products: vec![Products {
+            count: 1.0,
+            shape,
+            order,
+        }],
+        pass,
+    }
+}
+
+/// Bytes an exchange writes on `rank`, its own rows included.
+fn arriving(program: &Program, traffic: &Traffic, rank: usize) -> f64 {
+    let received = traffic.received_by(rank, program.world_size) as f64;
+    let own = match traffic {
+        Traffic::Uniform { bytes_per_peer, .. } => *bytes_per_peer as f64,
+        Traffic::Matrix {
+            rows,
+            row_bytes,
+            chunks,
+            ..
+        } => {
+            let rows = f64::from(rows[rank * program.world_size + rank]);
+            rows * *row_bytes as f64 / f64::from(*chunks)
+        }
+    };
+    received + own
+}
+
+/// Prices of a machine of [`CpuParams`] under a number of ranks.
+#[derive(Debug, Clone)]
+pub struct CpuModel {
+    params: CpuParams,
+    contention: Contention,
+    world_size: f64,
+}
+
+impl CpuModel {
+    /// Prices for `world_size` ranks that share the machine.
+    pub fn new(params: &CpuParams, world_size: u64) -> CpuModel {
+        let (ranks, cores) = (world_size as f64, params.cores as f64);
+        // With both streams of all ranks at work, twice as many threads share the cores.
+        let both = (ranks / cores).max(1.0) / (2.0 * ranks / cores).max(1.0);
+        let share = |beside: f64| (both * beside).clamp(1e-3, 1.0);
+        let (gemm, copy) = (
+            share(params.gemm_beside_copy),
+            share(params.copy_beside_gemm),
+        );
+        let memory = share(params.copy_beside_gemm);
+        CpuModel {
+            contention: Contention {
+                gemm_beside_nic: gemm,
+                memory_beside_nic: memory,
+                nic_beside_kernel: copy,
+                gemm_beside_nvlink: gemm,
+                memory_beside_nvlink: memory,
+                nvlink_beside_kernel: copy,
+            },
+            world_size: ranks,
+            params: params.clone(),
+        }
+    }
+
+    fn terms(&self, order: Order) -> &GemmTerms {
+        match order {
+            Order::Plain => &self.params.gemm.plain,
+            Order::RightTransposed => &self.params.gemm.right_transposed,
+            Order::LeftTransposed => &self.params.gemm.left_transposed,
+        }
+    }
+
+    /// Core time of a demand, microseconds.
+    pub fn core_us(&self, demand: &Demand) -> f64 {
+        let products: f64 = demand
+            .products
+            .iter()
+            .map(|products| {
+                let [m, n, k] = products.shape;
+                products.count * self.terms(products.order).microseconds(m, n, k)
+            })
+            .sum();
+        let pass = demand.pass.map_or(0.0, |(name, bytes)| {
+            self.params
+                .passes
+                .get(name)
+                .map_or(0.0, |curve| curve.at(bytes))
+        });
+        products + pass
+    }
+
+    /// When each rank is done if all start at once and share the cores evenly, microseconds.
+    fn shared(&self, core_us: &[f64]) -> Vec<f64> {
+        let cores = self.params.cores as f64;
+        let mut order: Vec<usize> = (0..core_us.len()).collect();
+        order.sort_by(|&a, &b| core_us[a].total_cmp(&core_us[b]));
+        let mut done = vec![0.0; core_us.len()];
+        let (mut now, mut worked) = (0.0, 0.0);
+        for (finished, &rank) in order.iter().enumerate() {
+            let left = (core_us.len() - finished) as f64;
+            now += (core_us[rank] - worked) * (left / cores).max(1.0);
+            worked = core_us[rank];
+            done[rank] = now;
+        }
+        let sharing = self.params.sharing.at(self.world_size);
+        done.iter().map(|time| time * sharing).collect()
+    }
+}
+
+fn microseconds(us: f64) -> Time {
+    Time::from_secs_f64(us * 1e-6)
+}
+
+impl CostModel for CpuModel {
+    fn operation(&self, program: &Program, op: &Op) -> Option<PricedOp> {
+        let demands: Vec<Demand> = (0..program.world_size)
+            .map(|rank| demand(program, op, rank))
+            .collect();
+        let core: Vec<f64> = demands.iter().map(|demand| self.core_us(demand)).collect();
+        let mut around = self.params.launch_us.at(self.world_size);
+        let meets = op.kind.scope(&program.traffic).is_some();
+        if meets && program.world_size > 1 {
+            around += self.params.meeting_us.at(self.world_size);
+        }
+        let times = self.shared(&core);
+        let alike = demands.windows(2).all(|pair| pair[0] == pair[1]);
+        Some(PricedOp {
+            // All of an exchange's members leave together.
+            alone: match (alike, meets) {
+                (true, _) => PerRank::Same(microseconds(around + times[0])),
+                (false, true) => {
+                    let last = times.iter().copied().fold(0.0, f64::max);
+                    PerRank::Each(vec![microseconds(around + last); times.len()])
+                }
+                (false, false) => {
+                    PerRank::Each(times.iter().map(|us| microseconds(around + us)).collect())
+                }
+            },
+            host: Time::ZERO,
+            resource: match (meets, demands[0].products.is_empty()) {
+                (true, _) => Resource::NvLink,
+                (false, false) => Resource::Gemm,
+                (false, true) => Resource::Memory,
+            },
+            provenance: Provenance::Fitted,
+        })
+    }
+
+    fn kernel(&self, work: &Work) -> Estimate {
+        let us = match work {
+            Work::Gemm(shape) => {
+                let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
+                shape.batch as f64 * self.params.gemm.plain.microseconds(m, n, k)
+            }
+            Work::Memory { bytes } => {
+                let copy = self.params.passes.get("copy");
+                copy.map_or(0.0, |curve| curve.at(*bytes as f64))
+            }
+        };
+        Estimate::new(microseconds(us), Provenance::Fitted)
+    }
+
+    fn exchange(&self, exchange: &Exchange<'_>) -> ExchangePrice {
+        let members = exchange.traffic.scope().group_size(exchange.world_size);
+        let bytes = exchange.traffic.received_by(0, exchange.world_size);
+        let demand = Demand {
+            products: Vec::new(),
+            pass: Some(("exchange", bytes as f64)),
+        };
+        let time = self.shared(&vec![self.core_us(&demand); members])[0];
+        ExchangePrice {
+            alone: PerRank::Same(microseconds(time)),
+            host: Time::ZERO,
+            provenance: Provenance::Fitted,
+            wire: Wire::NvLink,
+            bottleneck: "memory of the machine".into(),
+            port_bound: Time::ZERO,
+        }
+    }
+
+    fn gather(&self, program: &Program, _: Scope, bytes: u64, reduce: bool) -> Estimate {
+        let name = if reduce {
+            "reduce-scatter"
+        } else {
+            "all-gather"
+        };
+        let demand = Demand {
+            products: Vec::new(),
+            pass: Some((name, bytes as f64)),
+        };
+        let time = self.shared(&vec![self.core_us(&demand); program.world_size])[0];
+        Estimate::new(microseconds(time), Provenance::Fitted)
+    }
+
+    fn capacity_sync(&self, _: &Program) -> Estimate {
+        let us = self.params.meeting_us.at(self.world_size);
+        Estimate::new(microseconds(us), Provenance::Fitted)
+    }
+
+    fn host_launch(&self) -> Time {
+        Time::ZERO
+    }
+
+    fn contention(&self) -> &Contention {
+        &self.contention
+    }
+}

@@ -1,0 +1,220 @@
+//! The steps that a machine is measured by.
+
+use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
+use moeplan_sim::ir::Program;
+use moeplan_sim::spec::{
+    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer, SpecError,
+};
+use moeplan_traces::{RoutingStep, Shape, TraceError};
+
+/// What a case is measured for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Core time of its operations.
+    Operations,
+    /// Time around operations and meetings: a step so small that nothing else is left.
+    Overheads,
+    /// The step as a whole where ranks share cores.
+    Sharing,
+}
+
+/// One step of made-up, even routing.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    pub(super) id: String,
+    pub(super) purpose: Purpose,
+    pub(super) layer: ResolvedLayer,
+    pub(super) gpus_per_node: u64,
+    pub(super) plan: Plan,
+    pub(super) phase: Phase,
+}
+
+/// Ranks at which overheads and sharing are measured.
+const RANKS: [u64; 5] = [1, 2, 4, 8, 16];
+
+fn layer(
+    ranks: u64,
+    tokens: u64,
+    dims: (u64, u64),
+    per_gpu: f64,
+) -> Result<ResolvedLayer, SpecError> {
+    LayerSpec {
+        tokens_per_step: tokens,
+        model_dim: dims.0,
+        hidden_dim: dims.1,
+        experts: Experts::PerGpu(per_gpu),
+        top_k: if per_gpu * ranks as f64 >= 2.0 { 2 } else { 1 },
+        capacity_factor: 1.0,
+        dtype: DType::Fp32,
+    }
+    .resolve(ranks)
+}
+
+fn plain() -> Plan {
+    Plan {
+        encode: Encode::Sparse,
+        all_to_all: AllToAll::Linear,
+        layout: Layout::Flexible,
+        padding: Padding::Capacity,
+        forward_degree: 1,
+        backward_degree: 1,
+        adaptive_r: 1,
+    }
+}
+
+/// Every case, on a machine of `cores`.
+pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
+    let mut cases = Vec::new();
+    let mut add = |purpose, layer: ResolvedLayer, gpus_per_node, plan: Plan, phase| {
+        let spec = &layer.spec;
+        let id = format!(
+            "{purpose:?} W{} m{gpus_per_node} T{} D{} H{} E{} {plan} {} {} {} {phase}",
+            layer.world_size,
+            spec.tokens_per_step,
+            spec.model_dim,
+            spec.hidden_dim,
+            layer.num_experts,
+            plan.encode,
+            plan.layout,
+            plan.padding
+        );
+        cases.push(Case {
+            id,
+            purpose,
+            layer,
+            gpus_per_node,
+            plan,
+            phase,
+        });
+    };
+    let training = Phase::Training;
+    // All cores at work, none shared: what an operation takes beside its likes.
+    let ranks = cores.clamp(1, 4);
+    let both = |degree| Plan {
+        forward_degree: degree,
+        backward_degree: degree,
+        ..plain()
+    };
+    for (tokens, dims) in [
+        (64, (256, 512)),
+        (192, (512, 256)),
+        (384, (256, 256)),
+        (384, (512, 512)),
+        (768, (512, 768)),
+        (256, (1024, 512)),
+        (1536, (256, 512)),
+    ] {
+        for (per_gpu, plan) in [
+            (2.0, plain()),
+            (2.0, both(4)),
+            (
+                4.0,
+                Plan {
+                    layout: Layout::Conventional,
+                    ..plain()
+                },
+            ),
+            (
+                2.0,
+                Plan {
+                    adaptive_r: 0,
+                    ..plain()
+                },
+            ),
+        ] {
+            let layer = layer(ranks, tokens, dims, per_gpu)?;
+            add(Purpose::Operations, layer, ranks, plan, training);
+        }
+        // One expert over two ranks: repetition, local sums, gathered slices.
+        if ranks.is_multiple_of(2) {
+            for adaptive_r in [1, 2] {
+                let plan = Plan {
+                    adaptive_r,
+                    ..plain()
+                };
+                let layer = layer(ranks, tokens, dims, 0.5)?;
+                add(Purpose::Operations, layer, ranks, plan, training);
+            }
+        }
+        if tokens <= 384 {
+            let plan = Plan {
+                encode: Encode::Dense,
+                ..plain()
+            };
+            add(
+                Purpose::Operations,
+                layer(ranks, tokens, dims, 2.0)?,
+                ranks,
+                plan,
+                training,
+            );
+        }
+    }
+    for ranks in RANKS {
+        for (adaptive_r, degree, phase) in [
+            (0, 1, Phase::Forward),
+            (1, 1, Phase::Forward),
+            (1, 1, training),
+            (1, 4, training),
+        ] {
+            let plan = Plan {
+                adaptive_r,
+                ..both(degree)
+            };
+            add(
+                Purpose::Overheads,
+                layer(ranks, 4, (8, 8), 1.0)?,
+                ranks,
+                plan,
+                phase,
+            );
+        }
+        for (dims, per_gpu, plan) in [
+            ((512, 384), 2.0, plain()),
+            ((384, 512), 2.0, both(2)),
+            (
+                (256, 512),
+                1.0,
+                Plan {
+                    adaptive_r: 0,
+                    ..plain()
+                },
+            ),
+        ] {
+            add(
+                Purpose::Sharing,
+                layer(ranks, 320, dims, per_gpu)?,
+                ranks,
+                plan,
+                training,
+            );
+        }
+    }
+    Ok(cases)
+}
+
+impl Case {
+    /// Even routing of this case.
+    pub(super) fn routing(&self) -> Result<RoutingStep, TraceError> {
+        let shape = Shape {
+            ranks: self.layer.world_size as usize,
+            experts: self.layer.num_experts as usize,
+            tokens_per_rank: u32::try_from(self.layer.tokens()).unwrap_or(u32::MAX),
+            top_k: self.layer.spec.top_k,
+        };
+        RoutingStep::uniform(&shape, 0, 0)
+    }
+
+    /// Its program.
+    pub(super) fn program(&self, routing: &RoutingStep) -> Result<Program, SpecError> {
+        let x = self.layer.spec.capacity_factor;
+        let load = Load::new(&self.layer, x, self.plan.padding, &Routing::Step(routing));
+        compile(Source {
+            layer: &self.layer,
+            gpus_per_node: self.gpus_per_node,
+            plan: self.plan,
+            load: &load,
+            phase: self.phase,
+        })
+    }
+}

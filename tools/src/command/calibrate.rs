@@ -1,0 +1,68 @@
+//! `calibrate`: this machine as a hardware file.
+
+use crate::calibrate::{calibrate, to_toml};
+use crate::cli::CalibrateArgs;
+use crate::error::{Error, Exit, Place};
+use crate::output::Answer;
+use crate::output::numbers::percent;
+use crate::session::Session;
+use crate::settings::BackendKind;
+use moeplan_sim::hardware::Hardware;
+use serde_json::json;
+
+/// Runs `calibrate`. The hardware file is the result: it is written where `--output` says, whole or
+/// not at all, and runs done so far lie beside it until then.
+///
+/// # Errors
+/// A machine that refuses, or files that cannot be written.
+pub fn run(args: &CalibrateArgs, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
+    crate::machine::backend(args.backend.unwrap_or(BackendKind::Cpu))?;
+    let rounds = args.repeats.unwrap_or(7);
+    if !(1..=1000).contains(&rounds) {
+        let message = format!("expected 1 to 1000, found {rounds}");
+        return Err(Error::input(Place::flag("--repeats"), message));
+    }
+    let partial = session.output.file.as_ref().map(|path| {
+        let mut name = path.clone().into_os_string();
+        name.push(".partial");
+        std::path::PathBuf::from(name)
+    });
+    let calibration = calibrate(rounds, partial.as_deref(), session)?;
+    let text = to_toml(&calibration)?;
+    // What is written has to be readable.
+    Hardware::from_toml(&text)
+        .map_err(|error| Error::Unexpected(format!("the hardware file: {error}")))?;
+    let spread = calibration.spread;
+    session.note(&format!(
+        "{} steps, {} rounds; rounds differ by {} of the step time (median)",
+        spread.cases,
+        spread.rounds,
+        percent(spread.step_time)
+    ));
+    if calibration.interrupted {
+        let message = "interrupted: what was measured is kept, run the same command to go on";
+        session.note(message);
+        session.output.file = None;
+        return Ok((Answer::default(), Exit::Interrupted));
+    }
+    if let Some(partial) = partial {
+        // It is in the hardware file now; one that cannot be removed only saves time once more.
+        let _ = std::fs::remove_file(partial);
+    }
+    let params = serde_json::to_value(&calibration.params)
+        .map_err(|error| Error::Unexpected(format!("JSON: {error}")))?;
+    let answer = Answer {
+        command: "calibrate",
+        settings: json!({ "repeats": rounds }),
+        seed: 0,
+        body: [
+            ("cpu".to_owned(), params),
+            ("spread".to_owned(), json!(spread)),
+        ]
+        .into_iter()
+        .collect(),
+        rows: "spread",
+        text,
+    };
+    Ok((answer, Exit::Done))
+}

@@ -1,0 +1,477 @@
+//! Holds the simulator of this machine against the executor on it: held-out steps of a recorded trace
+//! under many strategies, each run and simulated on the same program.
+
+use crate::error::{Error, Place};
+use crate::machine;
+use crate::play::refused;
+use crate::session::Session;
+use moeplan_executor::Backend;
+use moeplan_executor::assign::tokens_of;
+use moeplan_executor::{Inputs, Routing as Routed, execute};
+use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
+use moeplan_sim::cost::cpu::{CpuModel, demand};
+use moeplan_sim::hardware::CpuParams;
+use moeplan_sim::ir::{Program, Stage};
+use moeplan_sim::simulate::{Scenario, simulate_step};
+use moeplan_sim::spec::{
+    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
+};
+use moeplan_sim::units::Time;
+use moeplan_traces::{RoutingStep, Shape, shipped};
+use serde::Serialize;
+
+/// One step under one strategy.
+#[derive(Debug, Clone, Serialize)]
+pub struct Case {
+    /// The layer.
+    pub layer: String,
+    /// Number of the step in its recording.
+    pub step: u64,
+    /// The strategy.
+    pub strategy: String,
+    /// Median over the repeats.
+    pub measured_ns: u64,
+    /// (slowest - fastest) / median of the repeats.
+    pub spread: f64,
+    /// Ours.
+    pub simulated_ns: u64,
+    /// Ours over theirs, less one.
+    pub relative_error: f64,
+    /// Core time of each stage over all ranks, measured and simulated.
+    pub stages: Vec<StageCase>,
+    /// Most bytes of buffers on any rank, measured.
+    pub peak_bytes: u64,
+    /// As the memory model has them, without the optimizer's state, which no operation touches.
+    pub peak_bytes_simulated: u64,
+}
+
+/// A stage of a case.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StageCase {
+    /// Which.
+    pub stage: &'static str,
+    /// Core time over all ranks.
+    pub measured_ns: u64,
+    /// Ours.
+    pub simulated_ns: u64,
+}
+
+/// How good predictions are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Cases.
+    pub cases: usize,
+    /// Mean relative error of step times, without sign.
+    pub mape: f64,
+    /// 95th percentile of it.
+    pub p95: f64,
+    /// Mean error, with sign.
+    pub bias: f64,
+    /// Mean over layers and steps of Spearman's rank correlation of strategies.
+    pub rank_correlation: f64,
+    /// Mean over layers and steps of what the simulator's pick loses against the fastest measured.
+    pub mean_regret: f64,
+    /// Share of layers and steps whose pick is within 5 % of the fastest.
+    pub picks_within_5_percent: f64,
+    /// Mean error of core time by stage.
+    pub stage_mape: Vec<(String, f64)>,
+    /// Largest error of the memory model.
+    pub memory_error_max: f64,
+    /// Median over the cases of the spread of repeats: what no model can beat.
+    pub spread: f64,
+}
+
+/// What is validated.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Ranks.
+    pub ranks: u64,
+    /// Held-out steps of the trace.
+    pub steps: usize,
+    /// Runs of every case.
+    pub repeats: usize,
+    /// Seed of inputs and resampling.
+    pub seed: u64,
+}
+
+/// The layers: whole experts on every rank, and experts over two ranks each.
+fn layers(ranks: u64) -> Result<Vec<(String, ResolvedLayer)>, Error> {
+    let layer = |experts: f64, tokens, dims: (u64, u64)| {
+        let spec = LayerSpec {
+            tokens_per_step: tokens,
+            model_dim: dims.0,
+            hidden_dim: dims.1,
+            experts: Experts::PerGpu(experts),
+            top_k: 2,
+            capacity_factor: 1.25,
+            dtype: DType::Fp32,
+        };
+        let name = format!("E_g={experts} T={tokens} D={} H={}", dims.0, dims.1);
+        spec.resolve(ranks)
+            .map(|layer| (name, layer))
+            .map_err(|error| refused(&error))
+    };
+    let mut layers = vec![layer(2.0, 256, (448, 640))?];
+    if ranks >= 4 && ranks.is_multiple_of(2) {
+        layers.push(layer(0.5, 320, (320, 448))?);
+    }
+    Ok(layers)
+}
+
+/// The strategies that are told apart.
+fn plans(layer: &ResolvedLayer) -> Vec<(String, Plan)> {
+    let base = Plan {
+        encode: Encode::Sparse,
+        all_to_all: AllToAll::Linear,
+        layout: Layout::Flexible,
+        padding: Padding::Capacity,
+        forward_degree: 1,
+        backward_degree: 1,
+        adaptive_r: 1,
+    };
+    let mut plans = Vec::new();
+    let mut add = |what: &str, plan: Plan| plans.push((format!("{plan}{what}"), plan));
+    for adaptive_r in layer.valid_adaptive_r() {
+        add("", Plan { adaptive_r, ..base });
+        if adaptive_r == 0 {
+            continue;
+        }
+        for degree in [2, 4] {
+            let plan = Plan {
+                adaptive_r,
+                forward_degree: degree,
+                backward_degree: degree,
+                ..base
+            };
+            add("", plan);
+        }
+        let all_to_all = AllToAll::TwoDh;
+        add(
+            "",
+            Plan {
+                adaptive_r,
+                all_to_all,
+                ..base
+            },
+        );
+    }
+    add(
+        " dense",
+        Plan {
+            encode: Encode::Dense,
+            ..base
+        },
+    );
+    add(
+        " conventional",
+        Plan {
+            layout: Layout::Conventional,
+            ..base
+        },
+    );
+    add(
+        " dropless",
+        Plan {
+            padding: Padding::Dropless,
+            ..base
+        },
+    );
+    plans
+}
+
+/// Everything one case is run and simulated from.
+struct Ready {
+    name: String,
+    plan: Plan,
+    load: Load,
+    program: Program,
+    times: Vec<Time>,
+    stages: Vec<Vec<f64>>,
+    peak_bytes: u64,
+}
+
+/// Runs and simulates all cases.
+///
+/// # Errors
+/// A machine that refuses, or a run that disagrees with its program.
+pub fn cases(
+    params: &CpuParams,
+    setting: Setting,
+    backend: &mut dyn Backend,
+    session: &mut Session<'_>,
+) -> Result<Vec<Case>, Error> {
+    let trace = shipped("digits")?;
+    let recorded: Vec<&RoutingStep> = trace
+        .steps
+        .iter()
+        .filter(|step| step.layer() == 0)
+        .collect();
+    if setting.steps == 0 || setting.steps > recorded.len() {
+        let message = format!("expected 1 to {}, found {}", recorded.len(), setting.steps);
+        return Err(Error::input(Place::flag("--steps"), message));
+    }
+    let layers = layers(setting.ranks)?;
+    let progress = session.progress((layers.len() * setting.steps) as u64);
+    let mut cases = Vec::new();
+    for (name, layer) in &layers {
+        for index in 0..setting.steps {
+            let recorded = recorded
+                [index * (recorded.len() - 1) / setting.steps.max(2).saturating_sub(1).max(1)];
+            cases.extend(step(name, layer, recorded, params, setting, backend)?);
+            progress.inc(1);
+            if session.is_interrupted() {
+                progress.finish_and_clear();
+                return Ok(cases);
+            }
+        }
+    }
+    progress.finish_and_clear();
+    Ok(cases)
+}
+
+/// Two nodes, where there are ranks for them, so that 2DH is another algorithm than linear.
+fn gpus_per_node(ranks: u64) -> u64 {
+    if ranks >= 4 && ranks.is_multiple_of(2) {
+        ranks / 2
+    } else {
+        ranks
+    }
+}
+
+fn step(
+    name: &str,
+    layer: &ResolvedLayer,
+    recorded: &RoutingStep,
+    params: &CpuParams,
+    setting: Setting,
+    backend: &mut dyn Backend,
+) -> Result<Vec<Case>, Error> {
+    let shape = Shape {
+        ranks: layer.world_size as usize,
+        experts: layer.num_experts as usize,
+        tokens_per_rank: u32::try_from(layer.tokens()).unwrap_or(u32::MAX),
+        top_k: layer.spec.top_k,
+    };
+    let counts = recorded.resample(&shape, setting.seed)?;
+    let tokens = tokens_of(&counts)?;
+    let inputs = Inputs::random(layer, setting.seed, Routed::Forced(tokens.clone()));
+    let gpus_per_node = gpus_per_node(layer.world_size);
+    let mut ready = Vec::new();
+    for (strategy, plan) in plans(layer) {
+        let load = Load::new(
+            layer,
+            layer.spec.capacity_factor,
+            plan.padding,
+            &Routing::Step(&counts),
+        );
+        let source = Source {
+            layer,
+            gpus_per_node,
+            plan,
+            load: &load,
+            phase: Phase::Training,
+        };
+        let program = compile(source).map_err(|error| refused(&error))?;
+        machine::check_memory(&program, layer)?;
+        ready.push(Ready {
+            name: strategy,
+            plan,
+            load,
+            program,
+            times: Vec::new(),
+            stages: Vec::new(),
+            peak_bytes: 0,
+        });
+    }
+    // Repeats outside: what disturbs the machine for a while disturbs all strategies alike. The
+    // first run of each is a warm-up.
+    for repeat in 0..=setting.repeats {
+        for case in &mut ready {
+            let ran = execute(&case.program, layer, backend, &inputs, &tokens)?;
+            if repeat > 0 {
+                case.times.push(ran.timeline.step_time());
+                case.stages.push(by_stage(&case.program, |op| {
+                    ran.busy[op]
+                        .iter()
+                        .map(|time| time.as_secs_f64() * 1e9)
+                        .sum()
+                }));
+                case.peak_bytes = ran.peak_bytes.iter().copied().max().unwrap_or(0);
+            }
+        }
+    }
+    let model = CpuModel::new(params, layer.world_size);
+    let scenario = Scenario {
+        layer,
+        gpus_per_node,
+        memory_bytes: u64::MAX,
+        reserved_bytes: 0,
+        model: &model,
+        phase: Phase::Training,
+    };
+    ready
+        .into_iter()
+        .map(|case| finish(name, recorded.step(), case, &scenario, &model))
+        .collect()
+}
+
+/// A figure by stage: the sum over its operations.
+fn by_stage(program: &Program, of: impl Fn(usize) -> f64) -> Vec<f64> {
+    let stage = |stage: Stage| {
+        let ops = program.ops.iter().enumerate();
+        ops.filter(|(_, op)| op.stage == stage)
+            .map(|(index, _)| of(index))
+            .sum()
+    };
+    Stage::ALL.into_iter().map(stage).collect()
+}
+
+fn middle<T: Copy>(sorted: &[T]) -> T {
+    sorted[sorted.len() / 2]
+}
+
+fn finish(
+    name: &str,
+    step: u64,
+    mut case: Ready,
+    scenario: &Scenario<'_>,
+    model: &CpuModel,
+) -> Result<Case, Error> {
+    let trace = simulate_step(scenario, case.plan, &case.load).map_err(|error| refused(&error))?;
+    case.times.sort_unstable();
+    let measured = middle(&case.times);
+    let widest = case.times[case.times.len() - 1] - case.times[0];
+    let ours = by_stage(&case.program, |op| {
+        let op = &case.program.ops[op];
+        let ranks = 0..case.program.world_size;
+        ranks
+            .map(|rank| model.core_us(&demand(&case.program, op, rank)) * 1e3)
+            .sum()
+    });
+    let stages = Stage::ALL.into_iter().enumerate().map(|(index, stage)| {
+        let mut times: Vec<f64> = case.stages.iter().map(|stages| stages[index]).collect();
+        times.sort_by(f64::total_cmp);
+        StageCase {
+            stage: stage.name(),
+            measured_ns: middle(&times) as u64,
+            simulated_ns: ours[index] as u64,
+        }
+    });
+    let optimizer = |(name, _): &&(&str, u64)| name.starts_with("optimizer");
+    let peak = (0..case.program.world_size)
+        .map(|rank| {
+            let (bytes, live) = case.program.peak_memory(rank);
+            bytes - live.iter().find(optimizer).map_or(0, |(_, bytes)| *bytes)
+        })
+        .max();
+    let inputs: u64 = case
+        .program
+        .buffers
+        .iter()
+        .filter(|buffer| buffer.lifetime == moeplan_sim::ir::Lifetime::External)
+        .map(|buffer| buffer.bytes.max())
+        .sum();
+    let simulated = trace.step.time;
+    Ok(Case {
+        layer: name.to_owned(),
+        step,
+        strategy: case.name,
+        measured_ns: measured.as_ns(),
+        spread: widest.as_secs_f64() / measured.as_secs_f64(),
+        simulated_ns: simulated.as_ns(),
+        relative_error: simulated.as_secs_f64() / measured.as_secs_f64() - 1.0,
+        stages: stages.filter(|stage| stage.measured_ns > 0).collect(),
+        // The layer's inputs are its neighbours'; here they are held too.
+        peak_bytes: case.peak_bytes.saturating_sub(inputs),
+        peak_bytes_simulated: peak.unwrap_or(0),
+    })
+}
+
+/// Ranks of `values`, ties sharing their mean.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let below = |value: &f64| values.iter().filter(|other| *other < value).count() as f64;
+    let equal = |value: &f64| values.iter().filter(|other| *other == value).count() as f64;
+    values
+        .iter()
+        .map(|value| below(value) + (equal(value) - 1.0) / 2.0)
+        .collect()
+}
+
+/// Spearman's rank correlation.
+fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (a.len() as f64 - 1.0) / 2.0;
+    let product = |x: &[f64], y: &[f64]| -> f64 {
+        x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum()
+    };
+    let size = (product(&a, &a) * product(&b, &b)).sqrt();
+    if size > 0.0 {
+        product(&a, &b) / size
+    } else {
+        1.0
+    }
+}
+
+/// Sums `cases` up, which are not empty.
+pub fn summarise(cases: &[Case]) -> Summary {
+    let n = cases.len() as f64;
+    let mut errors: Vec<f64> = cases.iter().map(|case| case.relative_error.abs()).collect();
+    errors.sort_by(f64::total_cmp);
+    let mut spreads: Vec<f64> = cases.iter().map(|case| case.spread).collect();
+    spreads.sort_by(f64::total_cmp);
+    let groups: Vec<&[Case]> = cases
+        .chunk_by(|a, b| (&a.layer, a.step) == (&b.layer, b.step))
+        .collect();
+    let regret = |group: &&[Case]| {
+        let picked = group.iter().min_by_key(|case| case.simulated_ns);
+        let best = group.iter().map(|case| case.measured_ns).min();
+        match (picked, best) {
+            (Some(picked), Some(best)) => picked.measured_ns as f64 / best.max(1) as f64 - 1.0,
+            _ => 0.0,
+        }
+    };
+    let correlation = |group: &&[Case]| {
+        let measured: Vec<f64> = group.iter().map(|case| case.measured_ns as f64).collect();
+        let ours: Vec<f64> = group.iter().map(|case| case.simulated_ns as f64).collect();
+        rank_correlation(&measured, &ours)
+    };
+    let regrets: Vec<f64> = groups.iter().map(regret).collect();
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let stage_mape = Stage::ALL.into_iter().filter_map(|stage| {
+        let errors: Vec<f64> = cases
+            .iter()
+            .flat_map(|case| &case.stages)
+            .filter(|found| found.stage == stage.name())
+            .map(|found| (found.simulated_ns as f64 / found.measured_ns as f64 - 1.0).abs())
+            .collect();
+        (!errors.is_empty()).then(|| (stage.name().to_owned(), mean(&errors)))
+    });
+    let memory = cases
+        .iter()
+        .map(|case| (case.peak_bytes as f64 / case.peak_bytes_simulated.max(1) as f64 - 1.0).abs());
+    Summary {
+        cases: cases.len(),
+        mape: mean(&errors),
+        p95: errors[(errors.len() * 95).div_ceil(100).max(1) - 1],
+        bias: cases.iter().map(|case| case.relative_error).sum::<f64>() / n,
+        rank_correlation: mean(&groups.iter().map(correlation).collect::<Vec<_>>()),
+        mean_regret: mean(&regrets),
+        picks_within_5_percent: regrets.iter().filter(|regret| **regret <= 0.05).count() as f64
+            / regrets.len().max(1) as f64,
+        stage_mape: stage_mape.collect(),
+        memory_error_max: memory.fold(0.0, f64::max),
+        spread: middle(&spreads),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_correlation_knows_order_and_ties() {
+        assert_eq!(rank_correlation(&[1.0, 2.0, 3.0], &[10.0, 20.0, 90.0]), 1.0);
+        assert_eq!(rank_correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
+        assert_eq!(ranks(&[5.0, 5.0, 9.0]), [0.5, 0.5, 2.0]);
+    }
+}
