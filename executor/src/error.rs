@@ -26,6 +26,9 @@ pub enum ExecError {
     /// A part of the machine that the backend needs.
     #[error("{0}")]
     Missing(String),
+    /// The GPU, its driver or one of its libraries refused.
+    #[error("GPU: {0}")]
+    Device(String),
     /// The run differs from what the program states: a mistake in one of the two.
     #[error("the run disagrees with its program: {0}")]
     Disagrees(String),

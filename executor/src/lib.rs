@@ -10,6 +10,7 @@ pub mod assign;
 pub mod audit;
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 mod error;
 pub mod inputs;
 pub mod lower;

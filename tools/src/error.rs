@@ -153,7 +153,7 @@ impl From<ExecError> for Error {
             }
             ExecError::Memory { .. } => Error::input(Place::default(), error.to_string()),
             ExecError::Missing(what) => Error::Missing(what),
-            ExecError::Disagrees(_) => Error::Unexpected(error.to_string()),
+            ExecError::Disagrees(_) | ExecError::Device(_) => Error::Unexpected(error.to_string()),
         }
     }
 }

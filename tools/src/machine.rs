@@ -3,21 +3,13 @@
 use crate::error::{Error, Place};
 use crate::settings::BackendKind;
 use moeplan_executor::cpu::Cpu;
+use moeplan_executor::cuda::Cuda;
 use moeplan_executor::{Backend, Executed, Inputs, execute};
 use moeplan_sim::ir::Program;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_sim::units::Time;
 use moeplan_traces::TokenStep;
-use std::path::Path;
-
-/// Folders a driver library lies in.
-const LIBRARY_FOLDERS: [&str; 5] = [
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-    "/usr/local/cuda/lib64",
-    "/usr/lib/wsl/lib",
-];
+use std::path::PathBuf;
 
 /// The backend `kind`.
 ///
@@ -26,24 +18,22 @@ const LIBRARY_FOLDERS: [&str; 5] = [
 pub fn backend(kind: BackendKind) -> Result<Box<dyn Backend>, Error> {
     match kind {
         BackendKind::Cpu => Ok(Box::new(Cpu::new())),
-        BackendKind::Cuda => Err(Error::Missing(no_cuda())),
+        BackendKind::Cuda => match Cuda::probe(cuda_settings()) {
+            Ok(cuda) => Ok(Box::new(cuda)),
+            Err(why) => Err(Error::Missing(format!("--backend cuda: {why}"))),
+        },
     }
 }
 
-fn no_cuda() -> String {
-    let driver = LIBRARY_FOLDERS
-        .iter()
-        .map(|folder| Path::new(folder).join("libcuda.so.1"))
-        .find(|path| path.exists());
-    match driver {
-        None => format!(
-            "--backend cuda: no NVIDIA driver: looked for libcuda.so.1 in {}",
-            LIBRARY_FOLDERS.join(", ")
-        ),
-        Some(path) => format!(
-            "--backend cuda: found {}, but this moeplan was built without the CUDA backend",
-            path.display()
-        ),
+/// Compiled kernels are kept where the user's caches are.
+fn cuda_settings() -> moeplan_executor::cuda::Settings {
+    let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    moeplan_executor::cuda::Settings {
+        cache: caches
+            .or_else(home)
+            .map(|caches| caches.join("moeplan/kernels")),
+        ..Default::default()
     }
 }
 

@@ -377,3 +377,34 @@ impl SlotMap {
         ))
     }
 }
+
+/// A [`SlotMap`] as numbers, for a device that has its own copy of [`SlotMap::find`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlotTables<'a> {
+    /// Copies an expert takes.
+    pub(crate) limit: usize,
+    /// Row groups of an expert.
+    pub(crate) groups: usize,
+    /// Chunks.
+    pub(crate) degree: usize,
+    /// (E, groups): slots.
+    pub(crate) rows: &'a [usize],
+    /// (degree, E, groups): first row in the chunk.
+    pub(crate) starts: &'a [usize],
+    /// The only group in use; `None` where groups fill one after the other.
+    pub(crate) own_group: Option<usize>,
+}
+
+impl SlotMap {
+    /// Its numbers.
+    pub(crate) fn tables(&self) -> SlotTables<'_> {
+        SlotTables {
+            limit: self.limit,
+            groups: self.groups,
+            degree: self.degree,
+            rows: &self.rows,
+            starts: &self.starts,
+            own_group: (!self.padded).then_some(self.own_group),
+        }
+    }
+}

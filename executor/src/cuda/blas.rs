@@ -1,0 +1,146 @@
+//! Products through cuBLAS.
+#![allow(unsafe_code, reason = "cuBLAS takes device addresses")]
+
+use crate::ExecError;
+use cudarc::cublas::{result, sys};
+use cudarc::driver::CudaStream;
+use moeplan_kernels::{Product, Real};
+use std::ffi::c_void;
+
+/// A handle.
+pub(super) struct Blas(sys::cublasHandle_t);
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: from `Blas::new`, destroyed once.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+/// How products are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Precision {
+    /// Number type of the tensors.
+    pub(super) real: Real,
+    /// fp32 tensors on tensor cores.
+    pub(super) tf32: bool,
+}
+
+/// A row-major (rows, columns) matrix as cuBLAS, which is column-major, sees it: its transpose, or with `T` transposed
+/// again. The leading dimension of a single row or column is free, but has a least value.
+fn operand(strides: (i64, i64), rows: i64, columns: i64) -> (sys::cublasOperation_t, i64) {
+    match strides {
+        (row, 1) => (sys::cublasOperation_t::CUBLAS_OP_N, row.max(columns)),
+        (_, column) => (sys::cublasOperation_t::CUBLAS_OP_T, column.max(rows)),
+    }
+}
+
+/// Distances between the matrices of products that are alike and equally far apart.
+fn stride(products: &[Product]) -> Option<[i64; 3]> {
+    let [first, second, ..] = products else {
+        return None;
+    };
+    let strides = [second.a - first.a, second.b - first.b, second.c - first.c];
+    let shape = |p: &Product| Product {
+        a: 0,
+        b: 0,
+        c: 0,
+        ..*p
+    };
+    let regular = products.windows(2).all(|pair| {
+        shape(&pair[0]) == shape(&pair[1])
+            && [
+                pair[1].a - pair[0].a,
+                pair[1].b - pair[0].b,
+                pair[1].c - pair[0].c,
+            ] == strides
+    });
+    // Results that overlap are sums over products, which run one by one.
+    (regular && strides[2] != 0).then_some(strides)
+}
+
+impl Blas {
+    /// `None` where the library is absent.
+    pub(super) fn new() -> Option<Blas> {
+        // SAFETY: only looks for the library.
+        if !unsafe { sys::is_culib_present() } {
+            return None;
+        }
+        result::create_handle().ok().map(Blas)
+    }
+
+    /// Enqueues products in order, as one batch where they are alike.
+    pub(super) fn multiply(
+        &self,
+        stream: &CudaStream,
+        products: &[Product],
+        precision: Precision,
+    ) -> Result<(), ExecError> {
+        let failed = |error: result::CublasError| ExecError::Device(format!("cuBLAS: {error:?}"));
+        // SAFETY: a live stream of the same context; cuBLAS uses the driver's own handle type.
+        unsafe { result::set_stream(self.0, stream.cu_stream().cast()) }.map_err(failed)?;
+        match stride(products) {
+            Some(strides) => self.batch(&products[0], strides, products.len(), precision),
+            None => products
+                .iter()
+                .try_for_each(|product| self.batch(product, [0; 3], 1, precision)),
+        }
+        .map_err(failed)
+    }
+
+    /// `count` products at `strides` bytes. Row-major C = A B is column-major C^T = B^T A^T.
+    fn batch(
+        &self,
+        p: &Product,
+        strides: [i64; 3],
+        count: usize,
+        precision: Precision,
+    ) -> Result<(), result::CublasError> {
+        if p.m == 0 || p.n == 0 {
+            return Ok(());
+        }
+        let size = precision.real.bytes() as i64;
+        let (a_operation, a_stride) = operand((p.a_row_stride, p.a_column_stride), p.m, p.k);
+        let (b_operation, b_stride) = operand((p.b_row_stride, p.b_column_stride), p.k, p.n);
+        let kind = match precision.real {
+            Real::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Real::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Real::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        let compute = match precision.tf32 {
+            true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        let (alpha, beta) = (1.0_f32, if p.accumulate == 0 { 0.0_f32 } else { 1.0 });
+        let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: the matrices lie in allocations of `Memory` (lowering checks their extents); alpha and beta are
+        // read before the call returns (host pointer mode, the default).
+        unsafe {
+            result::gemm_strided_batched_ex(
+                self.0,
+                b_operation,
+                a_operation,
+                p.n as i32,
+                p.m as i32,
+                p.k as i32,
+                scalar(&alpha),
+                p.b as *const c_void,
+                kind,
+                b_stride as i32,
+                strides[1] / size,
+                p.a as *const c_void,
+                kind,
+                a_stride as i32,
+                strides[0] / size,
+                scalar(&beta),
+                p.c as *mut c_void,
+                kind,
+                p.c_row_stride as i32,
+                strides[2] / size,
+                count as i32,
+                compute,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+    }
+}

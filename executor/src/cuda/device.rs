@@ -1,0 +1,219 @@
+//! The driver, NVRTC and cuBLAS behind safe functions: the only unsafe code of the backend.
+#![allow(unsafe_code, reason = "launches and copies by device address")]
+
+use super::blas::Blas;
+use super::compiler::Compiler;
+use crate::ExecError;
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DriverError, PinnedHostSlice,
+    PushKernelArg, result, sys,
+};
+use moeplan_kernels::{Arg, Launch, Module, Real};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One GPU.
+pub(super) struct Device {
+    context: Arc<CudaContext>,
+    compiler: Compiler,
+    /// Entry points that were loaded.
+    functions: BTreeMap<&'static str, CudaFunction>,
+    /// `None` where cuBLAS is absent: then the tiled kernel multiplies.
+    pub(super) blas: Option<Blas>,
+    /// For everything outside a step.
+    pub(super) setup: Arc<CudaStream>,
+}
+
+/// What the driver answered.
+pub(super) fn refused(what: &str, error: DriverError) -> ExecError {
+    let name = error.error_name().ok();
+    let name = name
+        .and_then(|name| name.to_str().ok())
+        .unwrap_or("unknown error");
+    ExecError::Device(format!("{what}: {name}"))
+}
+
+impl Device {
+    /// The GPU of that number.
+    pub(super) fn new(
+        ordinal: usize,
+        compiler: Compiler,
+        use_blas: bool,
+    ) -> Result<Device, DriverError> {
+        let context = CudaContext::new(ordinal)?;
+        // SAFETY: no slice is used on another stream than the step's own events order it for. cudarc's
+        // tracking would add an event pair a launch, and would hide a dependency that the program lacks.
+        unsafe { context.disable_event_tracking() };
+        let setup = context.new_stream()?;
+        let blas = if use_blas { Blas::new() } else { None };
+        Ok(Device {
+            context,
+            compiler,
+            functions: BTreeMap::new(),
+            blas,
+            setup,
+        })
+    }
+
+    /// Name, and compute capability as `80`.
+    pub(super) fn describe(&self) -> Result<(String, String), ExecError> {
+        let read = |error| refused("reading the device's properties", error);
+        let (major, minor) = self.context.compute_capability().map_err(read)?;
+        Ok((
+            self.context.name().map_err(read)?,
+            format!("{major}{minor}"),
+        ))
+    }
+
+    /// A stream that does not synchronise with the default one.
+    pub(super) fn stream(&self) -> Result<Arc<CudaStream>, ExecError> {
+        self.context
+            .new_stream()
+            .map_err(|error| refused("creating a stream", error))
+    }
+
+    /// An event with a time.
+    pub(super) fn event(&self) -> Result<CudaEvent, ExecError> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.context
+            .new_event(flags)
+            .map_err(|error| refused("creating an event", error))
+    }
+
+    /// Device memory, not initialised; `None` where there is not enough.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Option<CudaSlice<u8>>, ExecError> {
+        // SAFETY: every operation writes its results before another reads them, which the program's
+        // builder sees to; the host build's NaN filling and bounds checks would show if not.
+        match unsafe { self.setup.alloc::<u8>(bytes) } {
+            Ok(slice) => Ok(Some(slice)),
+            Err(DriverError(sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            Err(error) => Err(refused("allocating device memory", error)),
+        }
+    }
+
+    /// Page-locked host memory.
+    pub(super) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>, ExecError> {
+        // SAFETY: bytes need no initialisation to be valid, and are written before they are read.
+        let slice = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) };
+        slice.map_err(|error| refused("allocating page-locked memory", error))
+    }
+
+    /// Address of an allocation.
+    pub(super) fn address(&self, slice: &CudaSlice<u8>) -> u64 {
+        use cudarc::driver::DevicePtr as _;
+        slice.device_ptr(&self.setup).0
+    }
+
+    /// Compiles and loads what `launch` needs, if it is not there.
+    pub(super) fn prepare(&mut self, module: Module, real: Real) -> Result<(), ExecError> {
+        let missing = |entry: &&'static str| !self.functions.contains_key(entry);
+        let mut entries = module.kernels().iter().map(|kernel| kernel.entry(real));
+        if !entries.any(|entry| missing(&entry)) {
+            return Ok(());
+        }
+        let (_, arch) = self.describe()?;
+        let ptx = self.compiler.ptx(module, real, &arch)?;
+        let loading = |error| refused(&format!("loading {}", module.file()), error);
+        let loaded = self
+            .context
+            .load_module(cudarc::nvrtc::Ptx::from_src(ptx))
+            .map_err(loading)?;
+        for kernel in module.kernels() {
+            let entry = kernel.entry(real);
+            self.functions
+                .insert(entry, loaded.load_function(entry).map_err(loading)?);
+        }
+        Ok(())
+    }
+
+    /// Enqueues a launch.
+    pub(super) fn launch(
+        &self,
+        stream: &Arc<CudaStream>,
+        launch: &Launch,
+    ) -> Result<(), ExecError> {
+        let entry = launch.entry();
+        let Some(function) = self.functions.get(entry) else {
+            return Err(ExecError::Device(format!("{entry} was not prepared")));
+        };
+        let geometry = launch.geometry;
+        let config = cudarc::driver::LaunchConfig {
+            grid_dim: geometry.grid.into(),
+            block_dim: geometry.block.into(),
+            shared_mem_bytes: geometry.shared_bytes,
+        };
+        let mut builder = stream.launch_builder(function);
+        for argument in &launch.args {
+            match argument {
+                Arg::Pointer(value) => builder.arg(value),
+                Arg::I64(value) => builder.arg(value),
+                Arg::I32(value) => builder.arg(value),
+            };
+        }
+        // SAFETY: `Arguments` gives number, order and kinds of the parameters, which tests hold against
+        // the compiled signatures; addresses and sizes come from `Memory` and the lowered program.
+        unsafe { builder.launch(config) }
+            .map(|_| ())
+            .map_err(|error| refused(entry, error))
+    }
+
+    /// Enqueues zeros.
+    pub(super) fn zero(&self, stream: &CudaStream, at: u64, bytes: usize) -> Result<(), ExecError> {
+        // SAFETY: the range lies in one allocation of `Memory`, which outlives the step.
+        unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }
+            .map_err(|error| refused("memset", error))
+    }
+
+    /// Enqueues a copy on the device.
+    pub(super) fn copy(
+        &self,
+        stream: &CudaStream,
+        to: u64,
+        from: u64,
+        bytes: usize,
+    ) -> Result<(), ExecError> {
+        // SAFETY: as `zero`, both ranges.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+            .map_err(|error| refused("copy on the device", error))
+    }
+
+    /// Copies to the device through page-locked memory; done when it returns.
+    pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), ExecError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let fail = |error| refused("copy to the device", error);
+        let mut staging = self.pinned(bytes.len())?;
+        staging.as_mut_slice().map_err(fail)?[..bytes.len()].copy_from_slice(bytes);
+        let staged = &staging.as_slice().map_err(fail)?[..bytes.len()];
+        // SAFETY: the target lies in one allocation; the staging memory lives until the stream is done.
+        unsafe { result::memcpy_htod_async(to, staged, self.setup.cu_stream()) }.map_err(fail)?;
+        self.setup.synchronize().map_err(fail)
+    }
+
+    /// Copies from the device through page-locked memory, after what `stream` holds.
+    pub(super) fn download(
+        &self,
+        stream: &CudaStream,
+        from: u64,
+        bytes: usize,
+    ) -> Result<Vec<u8>, ExecError> {
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let fail = |error| refused("copy from the device", error);
+        let mut staging = self.pinned(bytes)?;
+        let target = &mut staging.as_mut_slice().map_err(fail)?[..bytes];
+        // SAFETY: the source lies in one allocation; the staging memory lives until the stream is done.
+        unsafe { result::memcpy_dtoh_async(target, from, stream.cu_stream()) }.map_err(fail)?;
+        stream.synchronize().map_err(fail)?;
+        Ok(staging.as_slice().map_err(fail)?[..bytes].to_vec())
+    }
+
+    /// Waits for everything.
+    pub(super) fn synchronize(&self) -> Result<(), ExecError> {
+        self.context
+            .synchronize()
+            .map_err(|error| refused("running the step", error))
+    }
+}

@@ -1,0 +1,260 @@
+//! Steps of the gate: logits, softmax, choice, slots; and their backward.
+
+use super::memory::Extra;
+use super::plan::{Planner, Step, Steps, launch};
+use crate::ExecError;
+use crate::inputs::Routing;
+use moeplan_kernels::{
+    BiasGradient, ExpertRuns, GateChosen, GateGradient, GateSoftmax, GateTopK, In, Out, Product,
+    SLOT_TILE, SlotAssign, SlotCount, SlotScan, slot_tiles,
+};
+use moeplan_sim::ir::BufferId;
+
+/// Gradient of the balancing loss by probability, the same for every token: `E · fraction_e / T`.
+pub(super) fn balance(ids: &[u32], tokens: usize, experts: usize, top_k: usize) -> Vec<f32> {
+    let mut gradient = vec![0.0; experts];
+    for choices in ids.chunks_exact(top_k) {
+        gradient[choices[0] as usize] += experts as f32 / (tokens * tokens) as f32;
+    }
+    gradient
+}
+
+/// A product of matrices whose rows are adjacent.
+pub(super) fn product(
+    shape: [usize; 3],
+    addresses: [u64; 3],
+    transposed: [bool; 2],
+    accumulate: bool,
+) -> Product {
+    let [m, n, k] = shape.map(|size| size as i64);
+    let strides = |transposed: bool, rows: i64, columns: i64| match transposed {
+        true => (1, rows),
+        false => (columns, 1),
+    };
+    let (a, b) = (strides(transposed[0], m, k), strides(transposed[1], k, n));
+    Product {
+        a: addresses[0] as i64,
+        b: addresses[1] as i64,
+        c: addresses[2] as i64,
+        m,
+        n,
+        k,
+        a_row_stride: a.0,
+        a_column_stride: a.1,
+        b_row_stride: b.0,
+        b_column_stride: b.1,
+        c_row_stride: n,
+        accumulate: i64::from(accumulate),
+    }
+}
+
+impl Planner<'_> {
+    pub(super) fn gate(
+        &mut self,
+        rank: usize,
+        buffers: [BufferId; 3],
+        steps: &mut Steps,
+    ) -> Result<(), ExecError> {
+        let job = self.job;
+        let geometry = &job.lowered.geometry;
+        let (t, e, k) = (geometry.tokens, geometry.experts, geometry.top_k);
+        let copies = t * k;
+        let [tokens, weight, scores] = buffers.map(|buffer| self.at(rank, buffer));
+        self.multiply(
+            vec![product(
+                [t, e, geometry.model_dim],
+                [tokens, weight, scores],
+                [false; 2],
+                false,
+            )],
+            steps,
+        );
+        let (num_tokens, num_experts, top_k) = (t as i64, e as i32, k as i32);
+        steps.push(launch(&GateSoftmax {
+            logits: In::at(scores),
+            scores: Out::at(scores),
+            num_tokens,
+            num_experts,
+        }));
+
+        let experts = self.extra(rank, Extra::Experts, copies * 4)?;
+        let chosen = self.extra(rank, Extra::Chosen, copies * 4)?;
+        let forced = match &job.inputs.routing {
+            Routing::Gate => None,
+            Routing::Forced(step) => Some((step.ids(rank), step.scores(rank))),
+        };
+        match forced {
+            None => steps.push(launch(&GateTopK {
+                scores: In::at(scores),
+                experts: Out::at(experts),
+                num_tokens,
+                num_experts,
+                top_k,
+            })),
+            Some((ids, _)) => {
+                let from = self.table_of_4(ids.iter().copied());
+                steps.push(Step::Copy {
+                    to: experts,
+                    from,
+                    bytes: copies * 4,
+                });
+            }
+        }
+        match forced.and_then(|(_, scores)| scores) {
+            None => steps.push(launch(&GateChosen {
+                scores: In::at(scores),
+                experts: In::at(experts),
+                chosen: Out::at(chosen),
+                num_tokens,
+                num_experts,
+                top_k,
+                normalize: k > 1,
+            })),
+            Some(recorded) => {
+                let from = self.table_of_4(recorded.iter().map(|score| score.to_bits()));
+                steps.push(Step::Copy {
+                    to: chosen,
+                    from,
+                    bytes: copies * 4,
+                });
+            }
+        }
+        self.slots(rank, scores, steps)?;
+
+        // Column sums, for the balancing loss: one "expert" that owns all rows.
+        let sums = self.extra(rank, Extra::ScoreSums, e * 4)?;
+        let all = ExpertRuns {
+            first: 0,
+            runs: 1,
+            gradient: 0,
+        };
+        steps.push(launch(&BiasGradient {
+            values: In::at(scores),
+            gradients: Out::at(sums),
+            runs: In::at(self.table(&[0, t as i64])),
+            experts: In::at(self.table(&ExpertRuns::table(&[all]))),
+            num_experts: 1,
+            columns: e as i64,
+            first_column: 0,
+            bias_columns: e as i64,
+            accumulate: false,
+        }));
+        Ok(())
+    }
+
+    /// Location of every copy in its expert's queue.
+    fn slots(&mut self, rank: usize, scores: u64, steps: &mut Steps) -> Result<(), ExecError> {
+        let geometry = &self.job.lowered.geometry;
+        let (t, e, k) = (geometry.tokens, geometry.experts, geometry.top_k);
+        let copies = t * k;
+        let (num_tokens, num_experts, top_k) = (t as i64, e as i32, k as i32);
+        let experts = In::at(self.extra(rank, Extra::Experts, copies * 4)?);
+        let order = match self.job.inputs.prioritized {
+            false => None,
+            true => {
+                let order = self.extra(rank, Extra::Order, t * 4)?;
+                steps.push(Step::Prioritize { scores, order });
+                Some(In::at(order))
+            }
+        };
+        let tiles = slot_tiles(copies as i64);
+        let bytes = tiles as usize * e * 4;
+        let counts = self.extra(rank, Extra::TileCounts, bytes)?;
+        steps.push(Step::Zero { at: counts, bytes });
+        steps.push(launch(&SlotCount {
+            experts,
+            order,
+            counts: Out::at(counts),
+            num_tokens,
+            top_k,
+            choices: top_k,
+            num_experts,
+            tile: SLOT_TILE,
+        }));
+        let totals = Out::at(self.extra(rank, Extra::Totals, e * 4)?);
+        steps.push(launch(&SlotScan {
+            counts: Out::at(counts),
+            totals,
+            tiles,
+            num_experts,
+        }));
+        steps.push(launch(&SlotAssign {
+            experts,
+            order,
+            counts: Out::at(counts),
+            locations: Out::at(self.extra(rank, Extra::Locations, copies * 4)?),
+            num_tokens,
+            top_k,
+            num_experts,
+            tile: SLOT_TILE,
+        }));
+        Ok(())
+    }
+
+    pub(super) fn gate_gradient(
+        &mut self,
+        rank: usize,
+        reads: [BufferId; 4],
+        writes: [BufferId; 2],
+        steps: &mut Steps,
+    ) -> Result<(), ExecError> {
+        let job = self.job;
+        let geometry = &job.lowered.geometry;
+        let (t, d, e, k) = (
+            geometry.tokens,
+            geometry.model_dim,
+            geometry.experts,
+            geometry.top_k,
+        );
+        let [choices, scores, tokens, weight] = reads.map(|buffer| self.at(rank, buffer));
+        let [token_gradient, weight_gradient] = writes.map(|buffer| self.at(rank, buffer));
+        let recorded = match &job.inputs.routing {
+            Routing::Gate => false,
+            Routing::Forced(step) => step.scores(rank).is_some(),
+        };
+        // Recorded factors are constants: no gradient reaches the gate through them.
+        let choices = match recorded {
+            false => choices,
+            true => {
+                let none = self.extra(rank, Extra::NoGradient, t * k * 4)?;
+                steps.push(Step::Zero {
+                    at: none,
+                    bytes: t * k * 4,
+                });
+                none
+            }
+        };
+        let balance = balance(job.tokens.ids(rank), t, e, k);
+        let weighted = balance
+            .iter()
+            .map(|factor| (job.inputs.balance_weight * factor).to_bits());
+        let balance = self.table_of_4(weighted.collect::<Vec<_>>().into_iter());
+        let logits = self.extra(rank, Extra::LogitsGradient, t * e * 4)?;
+        steps.push(launch(&GateGradient {
+            scores: In::at(scores),
+            experts: In::at(self.extra(rank, Extra::Experts, t * k * 4)?),
+            chosen_gradient: In::at(choices),
+            balance: Some(In::at(balance)),
+            logits_gradient: Out::at(logits),
+            num_tokens: t as i64,
+            num_experts: e as i32,
+            top_k: k as i32,
+            normalize: k > 1,
+        }));
+        let to_tokens = product(
+            [t, d, e],
+            [logits, weight, token_gradient],
+            [false, true],
+            true,
+        );
+        let to_weight = product(
+            [d, e, t],
+            [tokens, logits, weight_gradient],
+            [true, false],
+            false,
+        );
+        self.multiply(vec![to_tokens], steps);
+        self.multiply(vec![to_weight], steps);
+        Ok(())
+    }
+}

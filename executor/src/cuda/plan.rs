@@ -1,0 +1,660 @@
+//! Tasks to steps: launches, fills and copies with device addresses. Everything a kernel reads from the host, which are
+//! tables of runs and products, is laid out here in one block that is uploaded before the step.
+
+use super::device::Device;
+use super::memory::{Extra, Memory};
+use crate::ExecError;
+use crate::backend::Job;
+use crate::task::{Matrix, RowCopy, Slots, Task};
+use moeplan_kernels::{
+    Activation, ActivationGradient, Arguments, Bias, BiasGradient, BiasRun, CopyRun, CopyRuns,
+    Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ExpertRuns, Gemm, In,
+    Launch, Out, Product, Real, SavedRun, ScoreGradient, SlotPlaces, SumRun, SumRuns,
+};
+use moeplan_sim::ir::BufferId;
+
+/// ReLU: the only activation the program has.
+const RELU: i32 = 0;
+
+/// One thing that a stream does.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Step {
+    /// A kernel.
+    Launch(Launch),
+    /// Zeros.
+    Zero { at: u64, bytes: usize },
+    /// A copy on the device.
+    Copy { to: u64, from: u64, bytes: usize },
+    /// Products through cuBLAS, or where it is absent through the launch.
+    Multiply {
+        products: Vec<Product>,
+        fallback: Launch,
+    },
+    /// The host sorts tokens by their best score and uploads the order.
+    Prioritize { scores: u64, order: u64 },
+}
+
+/// Steps of one operation on one rank.
+pub(super) type Steps = Vec<Step>;
+
+/// Lays out steps for a block of tables at `base`.
+pub(super) struct Planner<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) device: &'a Device,
+    pub(super) memory: &'a mut Memory,
+    /// Address the tables will have.
+    pub(super) base: u64,
+    /// The tables.
+    pub(super) words: Vec<i64>,
+    /// Tasks so far that find slots, or stage.
+    serial: usize,
+}
+
+/// Steps by operation and rank, and the tables they read.
+pub(super) struct Planned {
+    pub(super) steps: Vec<Vec<Steps>>,
+    pub(super) words: Vec<i64>,
+}
+
+/// Plans a whole step whose tables will lie at `base`. Their size does not depend on it.
+pub(super) fn plan(
+    job: &Job<'_>,
+    device: &Device,
+    memory: &mut Memory,
+    base: u64,
+) -> Result<Planned, ExecError> {
+    let mut planner = Planner {
+        job,
+        device,
+        memory,
+        base,
+        words: Vec::new(),
+        serial: 0,
+    };
+    let mut steps = Vec::new();
+    for ranks in &job.lowered.tasks {
+        let mut of_op = Vec::new();
+        for (rank, tasks) in ranks.iter().enumerate() {
+            let mut of_rank = Vec::new();
+            for task in tasks {
+                planner.task(rank, task, &mut of_rank)?;
+            }
+            of_op.push(of_rank);
+        }
+        steps.push(of_op);
+    }
+    Ok(Planned {
+        steps,
+        words: planner.words,
+    })
+}
+
+/// A launch for fp32 tensors.
+pub(super) fn launch(arguments: &impl Arguments) -> Step {
+    Step::Launch(arguments.launch(Real::F32))
+}
+
+impl Planner<'_> {
+    pub(super) fn at(&self, rank: usize, buffer: BufferId) -> u64 {
+        self.memory.at(self.device, rank, buffer)
+    }
+
+    pub(super) fn extra(
+        &mut self,
+        rank: usize,
+        extra: Extra,
+        bytes: usize,
+    ) -> Result<u64, ExecError> {
+        self.memory.extra(self.device, rank, extra, bytes)
+    }
+
+    /// Puts a table into the block; its address.
+    pub(super) fn table(&mut self, words: &[i64]) -> u64 {
+        let at = self.base + 8 * self.words.len() as u64;
+        self.words.extend_from_slice(words);
+        at
+    }
+
+    /// The same for 4-byte values.
+    pub(super) fn table_of_4(&mut self, values: impl Iterator<Item = u32>) -> u64 {
+        let values: Vec<u32> = values.collect();
+        let words: Vec<i64> = values
+            .chunks(2)
+            .map(|pair| i64::from(pair[0]) | i64::from(pair.get(1).copied().unwrap_or(0)) << 32)
+            .collect();
+        self.table(&words)
+    }
+
+    fn next(&mut self) -> usize {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn task(&mut self, rank: usize, task: &Task, steps: &mut Steps) -> Result<(), ExecError> {
+        let geometry = &self.job.lowered.geometry;
+        let (t, d, k) = (
+            geometry.tokens as i64,
+            geometry.model_dim as i64,
+            geometry.top_k as i32,
+        );
+        let choices = geometry.tokens * geometry.top_k;
+        match task {
+            Task::Gate {
+                tokens,
+                weight,
+                scores,
+            } => self.gate(rank, [*tokens, *weight, *scores], steps)?,
+            Task::GateGradient {
+                choices,
+                scores,
+                tokens,
+                weight,
+                token_gradient,
+                weight_gradient,
+            } => {
+                let reads = [*choices, *scores, *tokens, *weight];
+                self.gate_gradient(rank, reads, [*token_gradient, *weight_gradient], steps)?;
+            }
+            // The host compares counts: see `streams`.
+            Task::CapacitySync => {}
+            Task::Scatter {
+                source,
+                slots,
+                weighted,
+            } => {
+                for (&chunk, &rows) in slots.chunks.iter().zip(&slots.rows) {
+                    steps.push(Step::Zero {
+                        at: self.at(rank, chunk),
+                        bytes: rows * geometry.model_dim * 4,
+                    });
+                }
+                let (places, base) = self.places(rank, slots, steps)?;
+                steps.push(launch(&Encode {
+                    tokens: In::at(self.at(rank, *source)),
+                    places: In::at(places),
+                    scores: self.scores(rank, *weighted)?,
+                    slots: Out::at(base),
+                    num_tokens: t,
+                    top_k: k,
+                    model_dim: d,
+                }));
+            }
+            Task::Gather {
+                slots,
+                target,
+                weighted,
+            } => {
+                let (places, base) = self.places(rank, slots, steps)?;
+                steps.push(launch(&Decode {
+                    slots: In::at(base),
+                    places: In::at(places),
+                    scores: self.scores(rank, *weighted)?,
+                    tokens: Out::at(self.at(rank, *target)),
+                    num_tokens: t,
+                    top_k: k,
+                    model_dim: d,
+                    accumulate: false,
+                }));
+            }
+            Task::RowDots {
+                gradient,
+                slots,
+                target,
+            } => {
+                let (places, base) = self.places(rank, slots, steps)?;
+                steps.push(launch(&ScoreGradient {
+                    output_gradient: In::at(self.at(rank, *gradient)),
+                    slots: In::at(base),
+                    places: In::at(places),
+                    gradient: Out::at(self.at(rank, *target)),
+                    num_tokens: t,
+                    top_k: k,
+                    model_dim: d,
+                }));
+            }
+            Task::DenseTensors {
+                dense,
+                by_choice,
+                combine,
+                boolean,
+                mask,
+            } => {
+                let columns = dense.columns as i64;
+                let columns_of = self.columns(rank, &dense.first, steps)?;
+                let by_choice = self.at(rank, *by_choice);
+                let (combine, count) = (self.at(rank, *combine), t * columns);
+                steps.push(launch(&DenseChoices {
+                    columns_of: In::at(columns_of),
+                    scores: In::at(self.chosen(rank)?),
+                    weights: Out::at(by_choice),
+                    num_tokens: t,
+                    top_k: k,
+                    columns,
+                }));
+                let sources = (0..i64::from(k))
+                    .map(|choice| by_choice as i64 + choice * count * 4)
+                    .collect();
+                self.sum(combine, &[(0, count, sources)], steps);
+                let boolean = self.at(rank, *boolean);
+                steps.push(launch(&DenseBoolean {
+                    weights: In::at(combine),
+                    boolean: Out::at(boolean),
+                    count,
+                }));
+                let mask = Out::at(self.at(rank, *mask));
+                steps.push(launch(&DenseMask {
+                    boolean: In::at(boolean),
+                    mask,
+                    count,
+                }));
+            }
+            Task::DenseScores {
+                dense,
+                gradients,
+                target,
+            } => {
+                let columns = dense.columns as i64;
+                let bytes = (t * columns * 4) as usize;
+                let columns_of = self.columns(rank, &dense.first, steps)?;
+                let first = self.at(rank, *gradients);
+                // One copy a choice, after the tensor itself and the one its product is transposed in.
+                let copies = first + 2 * bytes as u64;
+                for choice in 0..k as u64 {
+                    steps.push(Step::Copy {
+                        to: copies + choice * bytes as u64,
+                        from: first,
+                        bytes,
+                    });
+                }
+                steps.push(launch(&DenseScores {
+                    weights_gradient: In::at(copies),
+                    columns_of: In::at(columns_of),
+                    gradient: Out::at(self.at(rank, *target)),
+                    num_tokens: t,
+                    top_k: k,
+                    columns,
+                }));
+            }
+            Task::Gemms(products) => {
+                let address = |planner: &Self, matrix: &Matrix| {
+                    planner.at(rank, matrix.buffer) as i64 + 4 * matrix.at as i64
+                };
+                let products = products.iter().map(|product| Product {
+                    a: address(self, &product.a),
+                    b: address(self, &product.b),
+                    c: address(self, &product.c),
+                    m: product.m as i64,
+                    n: product.n as i64,
+                    k: product.k as i64,
+                    a_row_stride: product.a.row_stride as i64,
+                    a_column_stride: product.a.column_stride as i64,
+                    b_row_stride: product.b.row_stride as i64,
+                    b_column_stride: product.b.column_stride as i64,
+                    c_row_stride: product.c.row_stride as i64,
+                    accumulate: i64::from(product.accumulate),
+                });
+                let products = products.collect();
+                self.multiply(products, steps);
+            }
+            Task::Bias {
+                target,
+                width,
+                weights,
+                biases,
+                columns,
+                runs,
+            } => {
+                let rows = runs.iter().map(|run| BiasRun {
+                    first: run.at as i64,
+                    rows: run.rows as i64,
+                    bias: biases[run.expert] as i64,
+                });
+                let rows: Vec<BiasRun> = rows.collect();
+                if rows.is_empty() {
+                    return Ok(());
+                }
+                steps.push(launch(&Bias {
+                    values: Out::at(self.at(rank, *target)),
+                    biases: In::at(self.at(rank, *weights)),
+                    runs: In::at(self.table(&BiasRun::table(&rows))),
+                    num_runs: rows.len() as i32,
+                    columns: *width as i64,
+                    first_column: columns.0 as i64,
+                    bias_columns: columns.1 as i64,
+                    longest: rows.iter().map(|run| run.rows).max().unwrap_or(0),
+                }));
+            }
+            Task::BiasGradient {
+                source,
+                width,
+                gradients,
+                biases,
+                columns,
+                runs,
+                accumulate,
+            } => {
+                let mut sorted = runs.clone();
+                sorted.sort_by_key(|run| run.expert);
+                let rows: Vec<i64> = sorted
+                    .iter()
+                    .flat_map(|run| [run.at as i64, run.rows as i64])
+                    .collect();
+                let experts = biases
+                    .iter()
+                    .enumerate()
+                    .map(|(expert, &gradient)| ExpertRuns {
+                        first: sorted.partition_point(|run| run.expert < expert) as i64,
+                        runs: sorted.iter().filter(|run| run.expert == expert).count() as i64,
+                        gradient: gradient as i64,
+                    });
+                let experts: Vec<ExpertRuns> = experts.collect();
+                steps.push(launch(&BiasGradient {
+                    values: In::at(self.at(rank, *source)),
+                    gradients: Out::at(self.at(rank, *gradients)),
+                    runs: In::at(self.table(&rows)),
+                    experts: In::at(self.table(&ExpertRuns::table(&experts))),
+                    num_experts: experts.len() as i32,
+                    columns: *width as i64,
+                    first_column: columns.0 as i64,
+                    bias_columns: columns.1 as i64,
+                    accumulate: *accumulate,
+                }));
+            }
+            Task::Activation { target, elements } => {
+                let values = Out::at(self.at(rank, *target));
+                if *elements > 0 {
+                    steps.push(launch(&Activation {
+                        values,
+                        count: *elements as i64,
+                        kind: RELU,
+                    }));
+                }
+            }
+            Task::ActivationGradient {
+                target,
+                width,
+                activations,
+            } => {
+                let runs = activations.iter().map(|copy| SavedRun {
+                    saved: (self.at(copy.rank, copy.buffer) + 4 * (copy.from * width) as u64)
+                        as i64,
+                    at: (copy.to * width) as i64,
+                    elements: (copy.rows * width) as i64,
+                });
+                let runs: Vec<SavedRun> = runs.collect();
+                if runs.is_empty() {
+                    return Ok(());
+                }
+                steps.push(launch(&ActivationGradient {
+                    gradient: Out::at(self.at(rank, *target)),
+                    runs: In::at(self.table(&SavedRun::table(&runs))),
+                    num_runs: runs.len() as i32,
+                    kind: RELU,
+                    longest: runs.iter().map(|run| run.elements).max().unwrap_or(0),
+                }));
+            }
+            Task::Copy {
+                target,
+                width,
+                copies,
+            }
+            | Task::Pull {
+                target,
+                width,
+                copies,
+            } => {
+                let runs = copies
+                    .iter()
+                    .map(|copy| self.copy_run(copy, *width))
+                    .collect();
+                let target = self.at(rank, *target);
+                self.copy(target, runs, steps);
+            }
+            Task::PullSum { target, copies } => {
+                let parts = copies.first().map_or(0, Vec::len);
+                let sums = (0..parts).map(|part| {
+                    let of_part = copies.iter().map(|of_rank| &of_rank[part]);
+                    let sources = of_part.clone().map(|copy| {
+                        (self.at(copy.rank, copy.buffer) + 4 * copy.from as u64) as i64
+                    });
+                    let here = &copies[0][part];
+                    (here.to as i64, here.rows as i64, sources.collect())
+                });
+                let sums: Vec<Sum> = sums.collect();
+                let target = self.at(rank, *target);
+                self.sum(target, &sums, steps);
+            }
+            Task::Repeat {
+                target,
+                width,
+                blocks,
+                copies,
+            } => {
+                let total = blocks.iter().sum::<usize>() * width;
+                let target = self.at(rank, *target);
+                let staging = self.staging(rank, total)?;
+                steps.push(Step::Copy {
+                    to: staging,
+                    from: target,
+                    bytes: total * 4,
+                });
+                let (mut runs, mut start) = (Vec::new(), 0);
+                for rows in blocks {
+                    let len = rows * width;
+                    runs.extend((0..*copies).filter(|_| len > 0).map(|copy| CopyRun {
+                        source: (staging + 4 * start as u64) as i64,
+                        at: 4 * (start * copies + copy * len) as i64,
+                        bytes: 4 * len as i64,
+                    }));
+                    start += len;
+                }
+                self.copy(target, runs, steps);
+            }
+            Task::LocalSum {
+                target,
+                width,
+                blocks,
+                copies,
+            } => {
+                let total = blocks.iter().sum::<usize>() * width;
+                let target = self.at(rank, *target);
+                let staging = self.staging(rank, total)?;
+                let (mut sums, mut start) = (Vec::new(), 0);
+                for rows in blocks {
+                    let len = rows * width;
+                    let source =
+                        |copy: usize| (target + 4 * (start * copies + copy * len) as u64) as i64;
+                    sums.push((start as i64, len as i64, (0..*copies).map(source).collect()));
+                    start += len;
+                }
+                self.sum(staging, &sums, steps);
+                steps.push(Step::Copy {
+                    to: target,
+                    from: staging,
+                    bytes: total * 4,
+                });
+            }
+        }
+        debug_assert!(choices > 0, "a layer has tokens");
+        Ok(())
+    }
+
+    fn staging(&mut self, rank: usize, elements: usize) -> Result<u64, ExecError> {
+        let serial = self.next();
+        self.extra(rank, Extra::Staging(serial), elements * 4)
+    }
+
+    fn copy_run(&self, copy: &RowCopy, width: usize) -> CopyRun {
+        CopyRun {
+            source: (self.at(copy.rank, copy.buffer) + 4 * (copy.from * width) as u64) as i64,
+            at: 4 * (copy.to * width) as i64,
+            bytes: 4 * (copy.rows * width) as i64,
+        }
+    }
+
+    fn copy(&mut self, target: u64, runs: Vec<CopyRun>, steps: &mut Steps) {
+        if runs.is_empty() {
+            return;
+        }
+        steps.push(launch(&CopyRuns {
+            target: Out::at(target),
+            runs: In::at(self.table(&CopyRun::table(&runs))),
+            num_runs: runs.len() as i32,
+            longest: runs.iter().map(|run| run.bytes).max().unwrap_or(0),
+        }));
+    }
+
+    fn sum(&mut self, target: u64, sums: &[Sum], steps: &mut Steps) {
+        let (mut runs, mut addresses) = (Vec::new(), Vec::new());
+        for (at, elements, sources) in sums.iter().filter(|(_, elements, _)| *elements > 0) {
+            let first = addresses.len() as i64;
+            runs.push(SumRun {
+                at: *at,
+                elements: *elements,
+                first,
+                sources: sources.len() as i64,
+            });
+            addresses.extend_from_slice(sources);
+        }
+        if runs.is_empty() {
+            return;
+        }
+        steps.push(launch(&SumRuns {
+            target: Out::at(target),
+            runs: In::at(self.table(&SumRun::table(&runs))),
+            sources: In::at(self.table(&addresses)),
+            num_runs: runs.len() as i32,
+            longest: runs.iter().map(|run| run.elements).max().unwrap_or(0),
+        }));
+    }
+
+    /// Products in one go. Those that sum nothing are fills.
+    pub(super) fn multiply(&mut self, products: Vec<Product>, steps: &mut Steps) {
+        let (empty, products): (Vec<Product>, Vec<Product>) = products
+            .into_iter()
+            .filter(|product| product.m > 0 && product.n > 0)
+            .partition(|product| product.k == 0);
+        for product in empty.iter().filter(|product| product.accumulate == 0) {
+            // The columns of a row are adjacent; so are rows, unless the matrix is a part of a wider one.
+            let (rows, width) = match product.c_row_stride == product.n {
+                true => (1, product.m * product.n),
+                false => (product.m, product.n),
+            };
+            steps.extend((0..rows).map(|row| Step::Zero {
+                at: (product.c + 4 * row * product.c_row_stride) as u64,
+                bytes: 4 * width as usize,
+            }));
+        }
+        if products.is_empty() {
+            return;
+        }
+        let (products, chains) = Product::chained(products);
+        let fallback = Gemm {
+            products: In::at(self.table(&Product::table(&products))),
+            chains: In::at(self.table(&chains)),
+            num_chains: chains.len() as i32 - 1,
+            rows: products.iter().map(|product| product.m).max().unwrap_or(0),
+            columns: products.iter().map(|product| product.n).max().unwrap_or(0),
+        };
+        steps.push(Step::Multiply {
+            products,
+            fallback: fallback.launch(Real::F32),
+        });
+    }
+
+    fn chosen(&mut self, rank: usize) -> Result<u64, ExecError> {
+        let geometry = &self.job.lowered.geometry;
+        self.extra(rank, Extra::Chosen, geometry.tokens * geometry.top_k * 4)
+    }
+
+    fn scores(&mut self, rank: usize, weighted: bool) -> Result<Option<In<f32>>, ExecError> {
+        let chosen = self.chosen(rank)?;
+        Ok(weighted.then_some(In::at(chosen)))
+    }
+
+    /// Finds the slot of every copy: (places, address that they count from).
+    fn places(
+        &mut self,
+        rank: usize,
+        slots: &Slots,
+        steps: &mut Steps,
+    ) -> Result<(u64, u64), ExecError> {
+        let d = self.job.lowered.geometry.model_dim;
+        let addresses: Vec<u64> = slots
+            .chunks
+            .iter()
+            .map(|&chunk| self.at(rank, chunk))
+            .collect();
+        // A chunk without rows has no memory and no copies.
+        let base = addresses
+            .iter()
+            .copied()
+            .filter(|&at| at > 0)
+            .min()
+            .unwrap_or(0);
+        let map = slots.map.tables();
+        let cells = map.starts.len() / map.degree;
+        let bases = map.starts.iter().enumerate().map(|(cell, &row)| {
+            let chunk = addresses[cell / cells].max(base);
+            ((chunk - base) / 4) as i64 + (row * d) as i64
+        });
+        let bases: Vec<i64> = bases.collect();
+        let rows: Vec<i64> = map.rows.iter().map(|&rows| rows as i64).collect();
+        let limit = i64::try_from(map.limit).unwrap_or(i64::MAX);
+        let own_group = map.own_group.map_or(-1, |group| group as i32);
+        let split = (map.groups as i32, map.degree as i32, own_group);
+        let places = self.find(rank, &rows, &bases, limit, split, d as i64, steps)?;
+        Ok((places, base))
+    }
+
+    /// Finds the column of every copy in the dense tensors.
+    fn columns(
+        &mut self,
+        rank: usize,
+        first: &[usize],
+        steps: &mut Steps,
+    ) -> Result<u64, ExecError> {
+        let limit = i64::try_from(self.job.lowered.geometry.limit).unwrap_or(i64::MAX);
+        // Locations are below the number of copies, so this many slots are as good as any larger limit.
+        let copies = self.job.lowered.geometry.tokens * self.job.lowered.geometry.top_k;
+        let rows = vec![limit.min(copies as i64); first.len()];
+        let bases: Vec<i64> = first.iter().map(|&column| column as i64).collect();
+        self.find(rank, &rows, &bases, limit, (1, 1, 0), 1, steps)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one launch")]
+    fn find(
+        &mut self,
+        rank: usize,
+        rows: &[i64],
+        bases: &[i64],
+        limit: i64,
+        (groups, degree, own_group): (i32, i32, i32),
+        model_dim: i64,
+        steps: &mut Steps,
+    ) -> Result<u64, ExecError> {
+        let geometry = &self.job.lowered.geometry;
+        let copies = geometry.tokens * geometry.top_k;
+        let num_experts = geometry.experts as i32;
+        let serial = self.next();
+        let places = self.extra(rank, Extra::Places(serial), copies * 8)?;
+        steps.push(launch(&SlotPlaces {
+            experts: In::at(self.extra(rank, Extra::Experts, copies * 4)?),
+            locations: In::at(self.extra(rank, Extra::Locations, copies * 4)?),
+            rows: In::at(self.table(rows)),
+            bases: In::at(self.table(bases)),
+            places: Out::at(places),
+            copies: copies as i64,
+            num_experts,
+            groups,
+            degree,
+            limit,
+            own_group,
+            model_dim,
+        }));
+        Ok(places)
+    }
+}
+
+/// (first element of the target, elements, addresses of the sources).
+type Sum = (i64, i64, Vec<i64>);

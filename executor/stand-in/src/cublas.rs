@@ -1,0 +1,151 @@
+//! The symbols of `libcublas.so` that the backend calls: a product is enqueued on the handle's stream and
+//! computed as the interface defines it, column-major, by naive loops. fp32 only.
+
+use crate::machine::{self, code};
+use moeplan_kernels::host::Allocation;
+use std::ffi::{c_int, c_longlong, c_void};
+
+const SUCCESS: c_int = 0;
+const INVALID_VALUE: c_int = 7;
+const EXECUTION_FAILED: c_int = 13;
+const NOT_SUPPORTED: c_int = 15;
+const TRANSPOSED: c_int = 1;
+const FLOAT: c_int = 0;
+
+/// A handle: its stream.
+pub struct Handle(u64);
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasCreate_v2(handle: *mut *mut Handle) -> c_int {
+    // SAFETY: an out-parameter of the caller.
+    unsafe { *handle = Box::into_raw(Box::new(Handle(0))) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasDestroy_v2(handle: *mut Handle) -> c_int {
+    // SAFETY: from `cublasCreate_v2`, destroyed once.
+    drop(unsafe { Box::from_raw(handle) });
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasSetStream_v2(handle: *mut Handle, stream: u64) -> c_int {
+    // SAFETY: a handle of the caller.
+    unsafe { (*handle).0 = stream };
+    SUCCESS
+}
+
+/// A column-major matrix, perhaps transposed.
+#[derive(Clone, Copy)]
+struct Matrix {
+    first: u64,
+    leading: u64,
+    transposed: bool,
+    batch_stride: i64,
+}
+
+impl Matrix {
+    fn at(&self, batch: u64, row: u64, column: u64) -> *mut f32 {
+        let (row, column) = if self.transposed {
+            (column, row)
+        } else {
+            (row, column)
+        };
+        let offset = (column * self.leading + row) as i64 + self.batch_stride * batch as i64;
+        (self.first as i64 + 4 * offset) as *mut f32
+    }
+
+    /// Whether all of a (rows, columns) matrix lies in one allocation, and its leading dimension is legal.
+    fn fits(&self, batches: u64, rows: u64, columns: u64, allocations: &[Allocation]) -> bool {
+        let stored_rows = if self.transposed { columns } else { rows };
+        let inside = |at: *mut f32| {
+            let at = at as u64;
+            allocations
+                .iter()
+                .any(|a| at >= a.first && at + 4 <= a.first + a.bytes)
+        };
+        let corners = (0..batches).all(|batch| {
+            inside(self.at(batch, 0, 0)) && inside(self.at(batch, rows - 1, columns - 1))
+        });
+        self.leading >= stored_rows.max(1) && corners
+    }
+}
+
+/// C = alpha op(A) op(B) + beta C, `batches` times.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
+    handle: *mut Handle,
+    a_operation: c_int,
+    b_operation: c_int,
+    m: c_int,
+    n: c_int,
+    k: c_int,
+    alpha: *const c_void,
+    a: u64,
+    a_type: c_int,
+    a_leading: c_int,
+    a_stride: c_longlong,
+    b: u64,
+    b_type: c_int,
+    b_leading: c_int,
+    b_stride: c_longlong,
+    beta: *const c_void,
+    c: u64,
+    c_type: c_int,
+    c_leading: c_int,
+    c_stride: c_longlong,
+    batches: c_int,
+    _compute: c_int,
+    _algorithm: c_int,
+) -> c_int {
+    if [a_type, b_type, c_type] != [FLOAT; 3] {
+        return NOT_SUPPORTED;
+    }
+    if m < 1 || n < 1 || k < 1 || batches < 1 {
+        return INVALID_VALUE;
+    }
+    let (m, n, k, batches) = (m as u64, n as u64, k as u64, batches as u64);
+    let matrix = |first, leading: c_int, operation, batch_stride| Matrix {
+        first,
+        leading: leading as u64,
+        transposed: operation == TRANSPOSED,
+        batch_stride,
+    };
+    let (a, b) = (
+        matrix(a, a_leading, a_operation, a_stride),
+        matrix(b, b_leading, b_operation, b_stride),
+    );
+    let c = matrix(c, c_leading, 0, c_stride);
+    // SAFETY: scalars of the caller, read before the call returns; a handle of the caller.
+    let (alpha, beta, stream) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>(), (*handle).0) };
+    let work = move |allocations: &[Allocation]| {
+        let inside = a.fits(batches, m, k, allocations)
+            && b.fits(batches, k, n, allocations)
+            && c.fits(batches, m, n, allocations);
+        if !inside {
+            crate::module::complain("cublasGemmStridedBatchedEx: a matrix outside its allocation");
+            return Err(code::LAUNCH_FAILED);
+        }
+        for batch in 0..batches {
+            for row in 0..m {
+                for column in 0..n {
+                    // SAFETY: every element lies between corners that lie in live allocations.
+                    unsafe {
+                        let sum: f32 = (0..k)
+                            .map(|i| *a.at(batch, row, i) * *b.at(batch, i, column))
+                            .sum();
+                        let out = c.at(batch, row, column);
+                        // With beta = 0 the old value is not read, even if it is NaN.
+                        *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
+                    }
+                }
+            }
+        }
+        Ok(())
+    };
+    match machine::with(|machine| machine.enqueue(stream, Box::new(work))) {
+        Ok(()) => SUCCESS,
+        Err(_) => EXECUTION_FAILED,
+    }
+}

@@ -1,0 +1,27 @@
+//! Every kernel's own text, run on the CPU, against naive scalar oracles over random shapes.
+#![cfg_attr(
+    not(host_build),
+    allow(unused, reason = "nothing to run without the host build")
+)]
+
+#[cfg(host_build)]
+mod copies;
+#[cfg(host_build)]
+mod device;
+#[cfg(host_build)]
+mod expert;
+#[cfg(host_build)]
+mod gate;
+#[cfg(host_build)]
+mod host_build;
+#[cfg(host_build)]
+mod slots;
+#[cfg(host_build)]
+mod tokens;
+
+#[test]
+fn host_build_is_there() {
+    if !moeplan_kernels::HOST_BUILD {
+        println!("SKIPPED: no C++ compiler, so no kernel was run on the CPU");
+    }
+}
