@@ -10,3 +10,4 @@ mod properties;
 mod scale;
 mod sensitivity;
 mod tidy;
+mod trace_import;

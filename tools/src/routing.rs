@@ -4,7 +4,8 @@ use crate::error::{Error, Place};
 use crate::settings::RoutingSettings;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_traces::{
-    ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, TraceError, TraceSource, shipped,
+    ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, TraceError, TraceSource,
+    shipped,
 };
 use std::collections::BTreeMap;
 use std::fs::File;

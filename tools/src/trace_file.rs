@@ -73,7 +73,10 @@ impl<'a> TraceFile<'a> {
             return Ok(TraceFile { name, face });
         }
         let packed = if ends(".csv.gz") {
-            Packed::Gzip(Box::new(GzEncoder::new(out, flate2::Compression::default())))
+            Packed::Gzip(Box::new(GzEncoder::new(
+                out,
+                flate2::Compression::default(),
+            )))
         } else if ends(".csv.zst") {
             Packed::Zstd(zstd::Encoder::new(out, 0).map_err(failed)?)
         } else if ends(".csv") {

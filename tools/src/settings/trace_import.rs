@@ -93,7 +93,9 @@ impl ImportSettings {
         Ok(ImportOptions {
             source_ranks: self.trace_ranks.unwrap_or(defaults.source_ranks),
             tokens_per_rank: self.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-            assign: assign.map_err(|error| ("assign", error))?.unwrap_or_default(),
+            assign: assign
+                .map_err(|error| ("assign", error))?
+                .unwrap_or_default(),
             experts: self.trace_experts,
             top_k: self.trace_top_k,
             axes: axes.transpose().map_err(|error| ("axes", error))?,

@@ -84,13 +84,15 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     // twice, unless it tells them itself.
     let open = |options: &ImportOptions| open_file(file, options, Place::flag("FILE"));
     let mut source = open(&options)?;
-    let (mut tally, mut known) = (Tally::default(), false);
+    let known = source.is_canonical();
+    let mut tally = Tally::default();
     let mut meta = source.meta().clone();
-    if source.is_canonical() {
-        known = true;
-    } else {
+    if !known {
         drain(&mut source, &mut tally, session)?;
-        describe(&mut meta, &tally, &source.report());
+    }
+    let report = source.report();
+    if !known {
+        describe(&mut meta, &tally, &report);
     }
     say(&mut meta, &settings, file, known);
     let fixed = ImportOptions {
@@ -99,8 +101,8 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     };
     let mut source = open(&fixed)?;
     let mut written = Tally::default();
-    write(&path, &meta, &mut source, &mut written, tally.records, session)?;
-    let report = source.report();
+    let records = tally.records;
+    write(&path, &meta, &mut source, &mut written, records, session)?;
     for warning in report.warnings() {
         session.note(&format!("warning: {file}: {warning}"));
     }
@@ -126,21 +128,14 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
         command: "trace import",
         settings: to_json(&settings)?,
         seed: 0,
-        body: body([
-            ("trace", row),
-            ("warnings", json!(report.warnings())),
-        ]),
+        body: body([("trace", row), ("warnings", json!(report.warnings()))]),
         rows: "trace",
         text,
     })
 }
 
 /// Reads all of `source`.
-fn drain(
-    source: &mut TraceSource,
-    tally: &mut Tally,
-    session: &Session<'_>,
-) -> Result<(), Error> {
+fn drain(source: &mut TraceSource, tally: &mut Tally, session: &Session<'_>) -> Result<(), Error> {
     while let Some(step) = source.next_step()? {
         if session.is_interrupted() {
             return Err(Error::Interrupted);
@@ -220,13 +215,7 @@ fn command(file: &str, settings: &ImportSettings) -> String {
     command
 }
 
-fn text(
-    file: &str,
-    path: &str,
-    meta: &TraceMeta,
-    report: &ImportReport,
-    tally: &Tally,
-) -> String {
+fn text(file: &str, path: &str, meta: &TraceMeta, report: &ImportReport, tally: &Tally) -> String {
     let tokens = match meta.tokens_per_rank {
         Some(tokens) => format!("{tokens} tokens a rank"),
         None => "varying numbers of tokens".to_owned(),
