@@ -42,6 +42,47 @@ impl Survey {
     }
 }
 
+/// What every row of a file has, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    stepped: bool,
+    ranked: bool,
+    scored: bool,
+}
+
+impl Kind {
+    fn of(row: &Row) -> Self {
+        Self {
+            stepped: row.step.is_some(),
+            ranked: row.rank.is_some(),
+            scored: !row.scores.is_empty(),
+        }
+    }
+
+    /// Reads the next row, which must be of this kind.
+    fn read(self, rows: &mut dyn Rows, row: &mut Row) -> Result<bool, TraceError> {
+        if !rows.next_row(row)? {
+            return Ok(false);
+        }
+        let found = Self::of(row);
+        if found == self {
+            return Ok(true);
+        }
+        let field = if found.stepped != self.stepped {
+            "step"
+        } else if found.ranked != self.ranked {
+            "rank"
+        } else {
+            "scores"
+        };
+        Err(TraceError::invalid(
+            rows.place().field(field),
+            "in all rows what the first has",
+            "another kind of row",
+        ))
+    }
+}
+
 /// How the rows become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -67,7 +108,10 @@ pub(super) fn assemble<R: Rows + 'static>(
         return Err(TraceError::invalid(file, expected, "the end of the file"));
     }
     let top_k = row.ids.len() / row.layers.len().max(1);
-    let (stepped, ranked) = (row.step.is_some(), row.rank.is_some());
+    let kind = Kind::of(&row);
+    let Kind {
+        stepped, ranked, ..
+    } = kind;
     // A row of one layer may be followed by the same token's row of the next.
     let order = match options.assign {
         _ if stepped => Order::Stepped,
@@ -83,7 +127,7 @@ pub(super) fn assemble<R: Rows + 'static>(
             if !streamed {
                 table.push(&row, || rows.place())?;
             }
-            if !rows.next_row(&mut row)? {
+            if !kind.read(&mut rows, &mut row)? {
                 break;
             }
         }
@@ -102,6 +146,7 @@ pub(super) fn assemble<R: Rows + 'static>(
         file: file.clone(),
         order,
         keep_repeats: options.keep_repeats,
+        kind,
         ranked,
         ranks,
         per_rank: options.tokens_per_rank as usize,
@@ -167,6 +212,7 @@ struct Assembler {
     file: Place,
     order: Order,
     keep_repeats: bool,
+    kind: Kind,
     ranked: bool,
     ranks: usize,
     per_rank: usize,
@@ -290,7 +336,7 @@ impl Assembler {
         if self.held {
             return Ok(true);
         }
-        self.held = !self.ended && self.rows.next_row(&mut self.row)?;
+        self.held = !self.ended && self.kind.read(&mut *self.rows, &mut self.row)?;
         self.ended |= !self.held;
         Ok(self.held)
     }
