@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::report::ImportReport;
-use super::table::{Row, Table};
+use super::table::{MIN_TOKENS, Row, Table};
 use super::{Assign, ImportOptions, Imported, Sizes, Steps};
 use crate::error::{Place, TraceError};
 use crate::format::TraceStep;
@@ -154,6 +154,8 @@ pub(super) fn assemble<R: Rows + 'static>(
         table,
         top_k,
         ready: VecDeque::new(),
+        run: None,
+        owed: None,
         next: 0,
         parts: 0,
         slice: 0,
@@ -220,6 +222,9 @@ struct Assembler {
     table: Table,
     top_k: usize,
     ready: VecDeque<TraceStep>,
+    /// [`Order::Blocks`]: identical rows in a row, and such as are to be used.
+    run: Option<(Row, usize)>,
+    owed: Option<(Row, usize)>,
     /// Number of the next step, where the file does not say it.
     next: u64,
     /// Steps of [`Order::Parts`], and the tokens of a rank's slice.
@@ -347,34 +352,60 @@ impl Assembler {
         self.table.push(&self.row, || rows.place())
     }
 
+    /// The next row that is not in a long run of identical ones.
+    fn next_kept(&mut self) -> Result<Option<Row>, TraceError> {
+        loop {
+            if let Some((row, left)) = &mut self.owed {
+                *left -= 1;
+                if *left > 0 {
+                    return Ok(Some(row.clone()));
+                }
+                return Ok(self.owed.take().map(|(row, _)| row));
+            }
+            let mut row = Row::default();
+            let more = !self.ended && self.kind.read(&mut *self.rows, &mut row)?;
+            self.ended |= !more;
+            if self.keep_repeats {
+                return Ok(more.then_some(row));
+            }
+            if let Some((first, length)) = &mut self.run
+                && more
+                && *first == row
+            {
+                *length += 1;
+                continue;
+            }
+            let run = std::mem::replace(&mut self.run, more.then_some((row, 1)));
+            match run {
+                Some((_, length)) if length >= MIN_TOKENS => {
+                    self.report.dropped_identical_tokens += length as u64;
+                }
+                Some(run) => self.owed = Some(run),
+                None if more => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
     /// The next step of [`Order::Blocks`], all layers.
     fn take_block(&mut self) -> Result<(), TraceError> {
         let wanted = self.ranks * self.per_rank;
-        let mut checked = 0;
-        loop {
-            while self.table.tokens() < wanted && self.fill()? {
-                self.push()?;
-            }
-            let tokens = self.table.tokens();
-            // Runs are looked for once in every block.
-            if !self.keep_repeats && tokens > checked {
-                self.table.drop_repeats(&mut self.report);
-            }
-            checked = self.table.tokens();
-            if checked >= wanted {
-                break;
-            }
-            if self.ended {
-                self.report.left_out_tokens += checked as u64;
-                self.table = Table::new(self.top_k);
-                return Ok(());
+        while self.table.tokens() < wanted {
+            match self.next_kept()? {
+                Some(row) => {
+                    let rows = &self.rows;
+                    self.table.push(&row, || rows.place())?;
+                }
+                None => {
+                    self.report.left_out_tokens += self.table.tokens() as u64;
+                    self.table = Table::new(self.top_k);
+                    return Ok(());
+                }
             }
         }
         let per_rank = self.per_rank;
-        self.finish_table(
-            |_, _, rank| rank * per_rank..(rank + 1) * per_rank,
-            self.next,
-        )?;
+        let of = |_: &Table, _: usize, rank: usize| rank * per_rank..(rank + 1) * per_rank;
+        self.finish_table(of, self.next)?;
         self.next += 1;
         Ok(())
     }

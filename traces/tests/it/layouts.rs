@@ -490,7 +490,7 @@ fn repeated_tokens_are_dropped_in_runs() {
     let mut text = String::from("L0,L1\n");
     (0..20).for_each(|_| text += &row(5));
     (0..8).for_each(|id| text += &row(id));
-    (0..15).for_each(|_| text += &row(7));
+    (0..15).for_each(|_| text += &row(9));
     (0..9).for_each(|id| text += &row(id));
     for assign in [Assign::Slices, Assign::Blocks] {
         let options = ImportOptions {
