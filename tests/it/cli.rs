@@ -8,13 +8,13 @@ use std::fs;
 /// Runs that are done in a blink.
 const SMALL: &str = "--gpus 16 --tokens-per-step 512 --model-dim 256 --hidden-dim 256";
 
-fn done(args: &str) -> Ran {
+pub(crate) fn done(args: &str) -> Ran {
     let ran = moeplan(args);
     assert_eq!(ran.exit, Exit::Done, "{args}: {}", ran.stderr);
     ran
 }
 
-fn json(args: &str) -> Value {
+pub(crate) fn json(args: &str) -> Value {
     let ran = done(&format!("{args} --format json"));
     serde_json::from_str(&ran.stdout).expect("results are JSON")
 }

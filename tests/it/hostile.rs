@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// `args` are refused with one line that holds all of `wanted`.
-fn refused(args: &str, wanted: &[&str]) {
+pub(crate) fn refused(args: &str, wanted: &[&str]) {
     let ran = moeplan(args);
     assert_eq!(
         ran.exit,
@@ -132,7 +132,7 @@ fn numbers_out_of_range() {
         ),
         (
             "--trace nowhere.csv",
-            "--trace: expected a shipped trace (digits) or a file",
+            "--trace: expected a shipped trace (digits, ",
         ),
         (
             "--layer nowhere",

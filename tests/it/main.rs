@@ -10,4 +10,5 @@ mod properties;
 mod scale;
 mod sensitivity;
 mod tidy;
+mod trace_cli;
 mod trace_import;

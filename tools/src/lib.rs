@@ -14,6 +14,7 @@ pub mod resolve;
 pub mod routing;
 pub mod session;
 pub mod settings;
+pub mod study;
 pub mod summary;
 pub mod trace_file;
 pub mod validate;

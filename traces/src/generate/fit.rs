@@ -9,12 +9,12 @@ use crate::routing::{RoutingStep, Shape};
 
 /// A part of the recording, one over this, over which the trend is smoothed to either side, and
 /// from how far away residuals are taken: short against the run, long against a step.
-const REACH: usize = 16;
+const REACH: usize = 32;
 
 /// A recorded trace, taken apart so that others like it can be made.
 ///
 /// Per layer, the logarithm of every expert's share is a trend over the run (a moving average over
-/// an eighth of it, which keeps marginals and long waves), a residual of each step, and what each
+/// a sixteenth of it, which keeps marginals and long waves), a residual of each step, and what each
 /// rank differs from the step. A new run follows the trend, stretched to its length, and borrows
 /// residuals and ranks' differences in blocks of neighbouring recorded steps from about the same
 /// part of the run (the local block bootstrap of Paparoditis and Politis, 2002). A block is taken
@@ -184,10 +184,19 @@ impl<'a> FittedLayer<'a> {
         let recorded = self.steps[time];
         let (before, part) = (position as usize, position - libm::floor(position));
         let after = (before + 1).min(self.trend.len() - 1);
+        let reach = self.logs.len() / REACH + 1;
+        let near =
+            &self.logs[before.saturating_sub(reach)..(after + reach + 1).min(self.logs.len())];
         let base: Vec<f64> = (0..recorded.num_experts())
             .map(|e| {
                 let trend = (1.0 - part) * self.trend[before][e] + part * self.trend[after][e];
-                trend + self.of_steps * (self.logs[time][e] - self.trend[time][e])
+                let borrowed = self.of_steps * (self.logs[time][e] - self.trend[time][e]);
+                // Where loads change fast a residual of another step would overshoot: no share
+                // leaves the range it had nearby.
+                let logs = near.iter().map(|logs| logs[e]);
+                let least = logs.clone().fold(f64::INFINITY, f64::min);
+                let most = logs.fold(f64::NEG_INFINITY, f64::max);
+                (trend + borrowed).clamp(least, most)
             })
             .collect();
         let tokens = |rank: usize| tokens_per_rank.unwrap_or_else(|| recorded.tokens(rank));

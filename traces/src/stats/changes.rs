@@ -35,16 +35,15 @@ pub(super) fn change_points(steps: &[StepStats], shares: &[Vec<f64>]) -> Vec<Cha
     let noise = neighbours.sum::<f64>() / (2 * (shares.len() - 1)) as f64;
     let penalty = PENALTY * libm::log(shares.len() as f64) * noise;
     let mut cuts = Vec::new();
-    let mut open = vec![0..shares.len()];
-    while let Some(stretch) = open.pop() {
-        let best = best_split(&shares[stretch.clone()]);
+    let mut open = vec![(0, shares.len())];
+    while let Some((start, end)) = open.pop() {
+        let best = best_split(&shares[start..end]);
         // Rounding saves about 1e-30 where nothing moves.
-        if let Some((at, saved)) = best.filter(|(_, saved)| *saved > penalty.max(1e-24)) {
-            debug_assert!(saved.is_finite());
-            let cut = stretch.start + at;
+        if let Some((at, _)) = best.filter(|(_, saved)| *saved > penalty.max(1e-24)) {
+            let cut = start + at;
             cuts.push(cut);
-            open.push(stretch.start..cut);
-            open.push(cut..stretch.end);
+            open.push((start, cut));
+            open.push((cut, end));
         }
     }
     cuts.sort_unstable();

@@ -1,8 +1,8 @@
 //! Routing made from a specification.
 
 use moeplan_traces::{
-    Curve, Domains, Popularity, RoutingSpec, RoutingStep, StepStats, TraceStats, Transitions,
-    Workload, total_variation,
+    Curve, Domains, Popularity, RoutingSpec, RoutingStep, StepStats, Transitions, Workload,
+    total_variation,
 };
 use proptest::prelude::*;
 

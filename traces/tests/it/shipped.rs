@@ -1,6 +1,6 @@
 //! The traces that come with the crate.
 
-use moeplan_traces::{RoutingStep, SHIPPED, Shape, Trace, shipped};
+use moeplan_traces::{RoutingStep, SHIPPED, Shape, StepStats, Trace, shipped};
 
 /// The smallest and the largest needed capacity factor of a layer.
 fn needed(trace: &Trace, layer: u32) -> (f64, f64) {
@@ -30,6 +30,37 @@ fn digits_is_what_the_readme_says() {
     assert_eq!(round(needed(&trace, 0)), "2.00 4.47");
     assert_eq!(round(needed(&trace, 1)), "2.38 4.81");
     assert_eq!(round(needed(&trace, 2)), "2.88 10.06");
+}
+
+#[test]
+fn needed_capacity_moves_while_the_models_learn() {
+    for name in SHIPPED {
+        let trace = shipped(name).unwrap();
+        for layer in trace.layers() {
+            let (least, most) = needed(&trace, layer);
+            assert!(
+                most / least > 1.5,
+                "{name}, layer {layer}: {least} to {most}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_balancing_loss_evens_loads() {
+    // The same model and data, with a weight of 0.01 and with none.
+    let mean = |name: &str, layer: u32| {
+        let trace = shipped(name).unwrap();
+        let steps = trace.steps_of_layer(layer).skip(50);
+        steps
+            .map(|step| StepStats::of(step).coefficient_of_variation)
+            .sum::<f64>()
+            / 50.0
+    };
+    for layer in 0..3 {
+        let (with, without) = (mean("digits", layer), mean("digits-free", layer));
+        assert!(without > 1.2 * with, "layer {layer}: {with} {without}");
+    }
 }
 
 #[test]

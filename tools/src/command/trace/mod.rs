@@ -6,6 +6,7 @@ pub mod import;
 pub mod list;
 pub mod resample;
 pub mod stats;
+pub mod study;
 
 use crate::command::compare::to_json;
 use crate::error::{Error, Exit, Place};
@@ -43,6 +44,8 @@ pub enum TraceCommand {
     Generate(generate::GenerateArgs),
     /// A recorded trace drawn anew for other GPUs, experts or tokens
     Resample(resample::ResampleArgs),
+    /// How much of the adaptive gain is left under real skew; writes docs/SKEW.md
+    Study(study::StudyArgs),
 }
 
 /// Runs one of them.
@@ -79,6 +82,7 @@ pub fn run(
             given.flags.trace_shape = args.shape;
             resample::run(&args.trace, &given, session)?
         }
+        TraceCommand::Study(args) => return study::run(&args, &given, session),
     };
     Ok((answer, Exit::Done))
 }

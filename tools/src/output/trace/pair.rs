@@ -9,13 +9,10 @@ pub fn side_by_side(names: [&str; 2], both: [&TraceStats; 2]) -> String {
     let titles = [
         "layer",
         "",
-        "steps",
         "needed f, mean",
         "least to most",
         "max/mean load",
         "coeff. of variation",
-        "Gini",
-        "top 10 %",
         "dropped at 1",
         "ranks apart",
         "autocorr. lag 1",
@@ -45,13 +42,10 @@ fn row(layer: &LayerStats) -> Vec<String> {
     let lag_1 = layer.autocorrelation.iter().find(|a| a.lag == 1);
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     vec![
-        layer.steps.to_string(),
         three(f.mean),
         format!("{} to {}", three(f.min), three(f.max)),
         three(layer.max_over_mean.mean),
         three(layer.coefficient_of_variation.mean),
-        three(layer.gini.mean),
-        percent(layer.top_tenth_share.mean),
         or_none(layer.dropped.first().map(|&share| percent(share))),
         percent(layer.source_divergence.mean),
         or_none(lag_1.and_then(|a| a.value).map(three)),

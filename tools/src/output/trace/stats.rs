@@ -54,8 +54,6 @@ pub fn summary(stats: &TraceStats, capacity_factors: &[f64]) -> String {
         "layer",
         "needed f, mean",
         "least to most",
-        "first",
-        "last",
         "max/mean load",
         "coeff. of variation",
         "Gini",
@@ -71,8 +69,6 @@ pub fn summary(stats: &TraceStats, capacity_factors: &[f64]) -> String {
             layer.layer.to_string(),
             three(f.mean),
             span(f),
-            three(f.first),
-            three(f.last),
             three(layer.max_over_mean.mean),
             three(layer.coefficient_of_variation.mean),
             three(layer.gini.mean),
@@ -165,7 +161,11 @@ pub fn plots(stats: &TraceStats) -> String {
         let indent = " ".repeat(wide + 8);
         if factors.len() > 1 {
             let plot = sparkline(&factors, PLOT, f.min, f.max);
-            text += &format!("{plot}  needed f, {}\n{indent}", span(f));
+            text += &format!(
+                "{plot}  needed f, {} at first, {} at last\n{indent}",
+                three(f.first),
+                three(f.last)
+            );
         }
         let plot = sparkline(&loads, PLOT, 0.0, most);
         text += &format!(
