@@ -133,7 +133,7 @@ fn numbers_out_of_range() {
         ),
         (
             "--trace nowhere.csv",
-            "--trace: expected a shipped trace (digits) or a file",
+            "--trace: expected a shipped trace (digits, ",
         ),
         (
             "--layer nowhere",

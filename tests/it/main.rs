@@ -12,3 +12,4 @@ mod scale;
 mod sensitivity;
 mod tidy;
 mod trace_cli;
+mod trace_import;

@@ -500,6 +500,7 @@ fn numpy_finds_the_same_numbers() {
 }
 
 /// Third-party captures, where they are at hand.
+#[expect(clippy::print_stderr, reason = "what is not checked must be said")]
 fn captures() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     let data = std::env::var_os("MOEPLAN_DATA").map_or(beside, PathBuf::from);
@@ -548,10 +549,37 @@ fn olmoe_layers_follow_from_their_joint_counts() {
     let temporary = self::folder();
     let path = at(&temporary, "a.csv");
     let joint = folder.join("olmoe/olmoe__expert_counts_crosslayer__github.csv");
-    let document = json(&format!(
-        "trace generate zipf:0.5 --joint {} --top-k 8 --steps 1 --output {path}",
+    done(&format!(
+        "trace generate zipf:0.5 --joint {} --top-k 8 --steps 1 --gpus 8 --tokens-per-step 8192 --output {path}",
         joint.display()
     ));
-    assert_eq!(document["layers"].as_array().unwrap().len(), 3);
-    assert_eq!(document["trace"]["experts"], 64);
+    let document = json(&format!("trace stats {path}"));
+    let shares = |layer: usize| -> Vec<f64> {
+        let shares = document["layers"][layer]["mean_shares"].as_array().unwrap();
+        shares.iter().map(number).collect()
+    };
+    let mut pairs = vec![vec![[0.0; 64]; 64]; 2];
+    for line in fs::read_to_string(joint).unwrap().lines() {
+        let numbers: Vec<usize> = line
+            .split(|c: char| !c.is_ascii_digit())
+            .filter(|text| !text.is_empty())
+            .map(|text| text.parse().unwrap())
+            .collect();
+        pairs[numbers[0]][numbers[1]][numbers[2]] = numbers[3] as f64;
+    }
+    for (layer, pair) in pairs.iter().enumerate() {
+        let mut expected = [0.0; 64];
+        for (share, row) in shares(layer).iter().zip(pair) {
+            let sum: f64 = row.iter().sum();
+            let follow = expected.iter_mut().zip(row);
+            follow.for_each(|(expected, count)| *expected += share * count / sum);
+        }
+        let made = shares(layer + 1);
+        let apart: f64 = made
+            .iter()
+            .zip(expected)
+            .map(|(made, e)| (made - e).abs())
+            .sum();
+        assert!(apart / 2.0 < 0.01, "layer {}: {apart}", layer + 1);
+    }
 }

@@ -22,10 +22,10 @@ fn traces(criterion: &mut Criterion) {
     group.bench_function("step, drops at three factors", |bench| {
         bench.iter(|| StepStats::at(black_box(&step), &[1.0, 1.25, 2.0]));
     });
-    group.bench_function("builder, 8 steps a call", |bench| {
+    group.throughput(Throughput::Bytes(8 * bytes));
+    group.bench_function("builder, 8 steps, drops at one factor", |bench| {
         bench.iter(|| {
             let mut builder = StatsBuilder::new(&[1.0], &[1]);
-            // The throughput shown is of one step: times 8.
             (0..8).for_each(|_| builder.push(black_box(&step)));
             builder.finish()
         });

@@ -224,10 +224,19 @@ fn outcome(findings: &Findings, mode: Mode) -> String {
     let points: Vec<&Point> = findings.points.iter().filter(|p| p.mode == mode).collect();
     let left = of(&points, |p| p.left);
     let middle = median(&left);
-    let verdict = match middle {
-        m if m > 1.0 + SAME => "skew makes adaptive execution worth more",
-        m if m < 1.0 - SAME => "skew takes some of the adaptive gain away",
-        _ => "skew leaves the adaptive gain as it is",
+    let more = left.iter().filter(|&&left| left > 1.0 + SAME).count();
+    let less = left.iter().filter(|&&left| left < 1.0 - SAME).count();
+    let same = left.len() - more - less;
+    // A verdict needs two thirds of the cases behind it.
+    let most_are = |count: usize| 3 * count >= 2 * left.len();
+    let verdict = if most_are(more) {
+        "skew makes adaptive execution worth more"
+    } else if most_are(less) {
+        "skew takes some of the adaptive gain away"
+    } else if most_are(same) {
+        "skew leaves the adaptive gain as it is"
+    } else {
+        "skew moves the adaptive gain either way"
     };
     let by = |of: fn(f64, f64) -> bool| {
         points
@@ -246,22 +255,25 @@ fn outcome(findings: &Findings, mode: Mode) -> String {
         })
     };
     let (least, most) = (by(|a, b| a < b), by(|a, b| a > b));
-    let gain_at = |gpus: u64| median(&of(&findings.at(mode, gpus, None), |p| p.gain));
-    let (small, large) = (
-        findings.gpus.first().copied().unwrap_or(0),
-        findings.gpus.last().copied().unwrap_or(0),
-    );
+    let at = |gpus: u64| {
+        let points = findings.at(mode, gpus, None);
+        format!(
+            "{} ({} left) on {} GPUs",
+            times(median(&of(&points, |p| p.gain))),
+            percent_of(median(&of(&points, |p| p.left))),
+            count(gpus)
+        )
+    };
+    let scales: Vec<String> = findings.gpus.iter().map(|&gpus| at(gpus)).collect();
     format!(
-        "**{}:** {verdict}: in the median over all layers and scales {} of the balanced gain is there, from {} to {}. \
-         The median gain is {} on {} GPUs and {} on {}.",
+        "**{}:** {verdict}. Against balanced routing the gain is larger in {more}, the same (within 5 %) in {same} and \
+         smaller in {less} of {} cases; {} of it is there in the median, from {} to {}. Median gain: {}.",
         capital(mode.title()),
+        left.len(),
         percent_of(middle),
         named(least),
         named(most),
-        times(gain_at(small)),
-        count(small),
-        times(gain_at(large)),
-        count(large),
+        scales.join(", "),
     )
 }
 

@@ -184,10 +184,19 @@ impl<'a> FittedLayer<'a> {
         let recorded = self.steps[time];
         let (before, part) = (position as usize, position - libm::floor(position));
         let after = (before + 1).min(self.trend.len() - 1);
+        let reach = self.logs.len() / REACH + 1;
+        let near =
+            &self.logs[before.saturating_sub(reach)..(after + reach + 1).min(self.logs.len())];
         let base: Vec<f64> = (0..recorded.num_experts())
             .map(|e| {
                 let trend = (1.0 - part) * self.trend[before][e] + part * self.trend[after][e];
-                trend + self.of_steps * (self.logs[time][e] - self.trend[time][e])
+                let borrowed = self.of_steps * (self.logs[time][e] - self.trend[time][e]);
+                // Where loads change fast a residual of another step would overshoot: no share
+                // leaves the range it had nearby.
+                let logs = near.iter().map(|logs| logs[e]);
+                let least = logs.clone().fold(f64::INFINITY, f64::min);
+                let most = logs.fold(f64::NEG_INFINITY, f64::max);
+                (trend + borrowed).clamp(least, most)
             })
             .collect();
         let tokens = |rank: usize| tokens_per_rank.unwrap_or_else(|| recorded.tokens(rank));

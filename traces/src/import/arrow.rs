@@ -5,7 +5,7 @@
 
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
-use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_ipc::reader::StreamReader;
 use arrow_ipc::{MessageHeader, root_as_message};
 
 use crate::error::TraceError;
@@ -23,33 +23,43 @@ const CONTINUATION: u32 = u32::MAX;
 
 const READABLE: &str = "a readable Arrow file";
 
+/// Word at both ends of a file.
+const MAGIC: &[u8] = b"ARROW1";
+
 /// Opens `source`, which is of either kind.
 pub(super) fn open(source: &Source) -> Result<Batches, TraceError> {
     let file = source.random()?;
     let place = source.place();
-    let is_file = source.head(1)? == b"A";
-    // A file is a stream between its magic words, with a footer behind it.
-    let start = if is_file { 8 } else { 0 };
+    // A file is a stream between two magic words, with a footer that need not be believed.
+    let start = guarded(&place, READABLE, || first_message(&file))?;
     guarded(&place, READABLE, || check(&file, start))?;
-    let whole = || BufReader::new(file.section(0, file.len()));
-    let (schema, batches) = if is_file {
-        let reader = guarded(&place, READABLE, || FileReader::try_new(whole(), None))?;
-        let schema = reader.schema();
-        let batches = reader.map(|batch| batch.map_err(|error| error.to_string()));
-        (
-            schema,
-            Box::new(batches) as Box<dyn Iterator<Item = _> + Send>,
-        )
-    } else {
-        let reader = guarded(&place, READABLE, || StreamReader::try_new(whole(), None))?;
-        let schema = reader.schema();
-        let batches = reader.map(|batch| batch.map_err(|error| error.to_string()));
-        (
-            schema,
-            Box::new(batches) as Box<dyn Iterator<Item = _> + Send>,
-        )
+    let stream = BufReader::new(file.section(start, file.len()));
+    let reader = guarded(&place, READABLE, || StreamReader::try_new(stream, None))?;
+    let schema = reader.schema();
+    let batches = reader.map(|batch| batch.map_err(|error| error.to_string()));
+    Ok(Batches::new(schema, place, Box::new(batches)))
+}
+
+/// Where messages begin.
+fn first_message(file: &Source) -> Result<u64, String> {
+    let ends = |at: u64| {
+        let mut word = Vec::new();
+        let read = file.section(at, MAGIC.len() as u64).read_to_end(&mut word);
+        read.map(|_| word == MAGIC)
+            .map_err(|error| error.to_string())
     };
-    Ok(Batches::new(schema, place, batches))
+    if !ends(0)? {
+        return Ok(0);
+    }
+    if !ends(file.len().saturating_sub(MAGIC.len() as u64))? {
+        return Err("no ARROW1 at the end (is the file cut off?)".into());
+    }
+    // Zeros fill up to a multiple of 8 or 64.
+    let mut start = 8;
+    while start < 64 && word(&mut file.section(start, 4))? == Some(0) {
+        start += 8;
+    }
+    Ok(start)
 }
 
 /// Walks all messages from `start` on.

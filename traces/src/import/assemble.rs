@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::report::ImportReport;
-use super::table::{Row, Table};
+use super::table::{MIN_TOKENS, Row, Table};
 use super::{Assign, ImportOptions, Imported, Sizes, Steps};
 use crate::error::{Place, TraceError};
 use crate::format::TraceStep;
@@ -42,6 +42,47 @@ impl Survey {
     }
 }
 
+/// What every row of a file has, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    stepped: bool,
+    ranked: bool,
+    scored: bool,
+}
+
+impl Kind {
+    fn of(row: &Row) -> Self {
+        Self {
+            stepped: row.step.is_some(),
+            ranked: row.rank.is_some(),
+            scored: !row.scores.is_empty(),
+        }
+    }
+
+    /// Reads the next row, which must be of this kind.
+    fn read(self, rows: &mut dyn Rows, row: &mut Row) -> Result<bool, TraceError> {
+        if !rows.next_row(row)? {
+            return Ok(false);
+        }
+        let found = Self::of(row);
+        if found == self {
+            return Ok(true);
+        }
+        let field = if found.stepped != self.stepped {
+            "step"
+        } else if found.ranked != self.ranked {
+            "rank"
+        } else {
+            "scores"
+        };
+        Err(TraceError::invalid(
+            rows.place().field(field),
+            "in all rows what the first has",
+            "another kind of row",
+        ))
+    }
+}
+
 /// How the rows become steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -67,7 +108,10 @@ pub(super) fn assemble<R: Rows + 'static>(
         return Err(TraceError::invalid(file, expected, "the end of the file"));
     }
     let top_k = row.ids.len() / row.layers.len().max(1);
-    let (stepped, ranked) = (row.step.is_some(), row.rank.is_some());
+    let kind = Kind::of(&row);
+    let Kind {
+        stepped, ranked, ..
+    } = kind;
     // A row of one layer may be followed by the same token's row of the next.
     let order = match options.assign {
         _ if stepped => Order::Stepped,
@@ -83,7 +127,7 @@ pub(super) fn assemble<R: Rows + 'static>(
             if !streamed {
                 table.push(&row, || rows.place())?;
             }
-            if !rows.next_row(&mut row)? {
+            if !kind.read(&mut rows, &mut row)? {
                 break;
             }
         }
@@ -102,6 +146,7 @@ pub(super) fn assemble<R: Rows + 'static>(
         file: file.clone(),
         order,
         keep_repeats: options.keep_repeats,
+        kind,
         ranked,
         ranks,
         per_rank: options.tokens_per_rank as usize,
@@ -109,6 +154,8 @@ pub(super) fn assemble<R: Rows + 'static>(
         table,
         top_k,
         ready: VecDeque::new(),
+        run: None,
+        owed: None,
         next: 0,
         parts: 0,
         slice: 0,
@@ -167,6 +214,7 @@ struct Assembler {
     file: Place,
     order: Order,
     keep_repeats: bool,
+    kind: Kind,
     ranked: bool,
     ranks: usize,
     per_rank: usize,
@@ -174,6 +222,9 @@ struct Assembler {
     table: Table,
     top_k: usize,
     ready: VecDeque<TraceStep>,
+    /// [`Order::Blocks`]: identical rows in a row, and such as are to be used.
+    run: Option<(Row, usize)>,
+    owed: Option<(Row, usize)>,
     /// Number of the next step, where the file does not say it.
     next: u64,
     /// Steps of [`Order::Parts`], and the tokens of a rank's slice.
@@ -290,7 +341,7 @@ impl Assembler {
         if self.held {
             return Ok(true);
         }
-        self.held = !self.ended && self.rows.next_row(&mut self.row)?;
+        self.held = !self.ended && self.kind.read(&mut *self.rows, &mut self.row)?;
         self.ended |= !self.held;
         Ok(self.held)
     }
@@ -301,34 +352,60 @@ impl Assembler {
         self.table.push(&self.row, || rows.place())
     }
 
+    /// The next row that is not in a long run of identical ones.
+    fn next_kept(&mut self) -> Result<Option<Row>, TraceError> {
+        loop {
+            if let Some((row, left)) = &mut self.owed {
+                *left -= 1;
+                if *left > 0 {
+                    return Ok(Some(row.clone()));
+                }
+                return Ok(self.owed.take().map(|(row, _)| row));
+            }
+            let mut row = Row::default();
+            let more = !self.ended && self.kind.read(&mut *self.rows, &mut row)?;
+            self.ended |= !more;
+            if self.keep_repeats {
+                return Ok(more.then_some(row));
+            }
+            if let Some((first, length)) = &mut self.run
+                && more
+                && *first == row
+            {
+                *length += 1;
+                continue;
+            }
+            let run = std::mem::replace(&mut self.run, more.then_some((row, 1)));
+            match run {
+                Some((_, length)) if length >= MIN_TOKENS => {
+                    self.report.dropped_identical_tokens += length as u64;
+                }
+                Some(run) => self.owed = Some(run),
+                None if more => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
     /// The next step of [`Order::Blocks`], all layers.
     fn take_block(&mut self) -> Result<(), TraceError> {
         let wanted = self.ranks * self.per_rank;
-        let mut checked = 0;
-        loop {
-            while self.table.tokens() < wanted && self.fill()? {
-                self.push()?;
-            }
-            let tokens = self.table.tokens();
-            // Runs are looked for once in every block.
-            if !self.keep_repeats && tokens > checked {
-                self.table.drop_repeats(&mut self.report);
-            }
-            checked = self.table.tokens();
-            if checked >= wanted {
-                break;
-            }
-            if self.ended {
-                self.report.left_out_tokens += checked as u64;
-                self.table = Table::new(self.top_k);
-                return Ok(());
+        while self.table.tokens() < wanted {
+            match self.next_kept()? {
+                Some(row) => {
+                    let rows = &self.rows;
+                    self.table.push(&row, || rows.place())?;
+                }
+                None => {
+                    self.report.left_out_tokens += self.table.tokens() as u64;
+                    self.table = Table::new(self.top_k);
+                    return Ok(());
+                }
             }
         }
         let per_rank = self.per_rank;
-        self.finish_table(
-            |_, _, rank| rank * per_rank..(rank + 1) * per_rank,
-            self.next,
-        )?;
+        let of = |_: &Table, _: usize, rank: usize| rank * per_rank..(rank + 1) * per_rank;
+        self.finish_table(of, self.next)?;
         self.next += 1;
         Ok(())
     }

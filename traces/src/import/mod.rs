@@ -1,6 +1,6 @@
 //! Reading traces of any known layout, one step at a time.
 //!
-//! What a file is, is told by its first bytes, never by its name; [`docs/formats.md`] lists the
+//! What a file is, is told by its first bytes, never by its name; `docs/formats.md` lists the
 //! layouts. One file each:
 //!
 //! | layout | file |
@@ -13,8 +13,6 @@
 //! | choices of every token as CSV | [`tokens`] |
 //! | choices of every token as JSON lines | [`jsonl`] |
 //! | columns of Parquet and Arrow files | [`columns`] |
-//!
-//! [`docs/formats.md`]: https://github.com/moeplan/moeplan/blob/main/docs/formats.md
 
 mod arrow;
 mod assemble;

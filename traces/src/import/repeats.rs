@@ -33,6 +33,7 @@ pub(super) struct Repeats {
     identical: u64,
     uniform: u64,
     empty: u64,
+    empty_layers: u64,
 }
 
 /// Identical steps in a row, all layers of each.
@@ -57,6 +58,7 @@ impl Repeats {
             identical: 0,
             uniform: 0,
             empty: 0,
+            empty_layers: 0,
         }
     }
 
@@ -76,8 +78,16 @@ impl Repeats {
         Ok(group)
     }
 
-    fn take(&mut self, group: Vec<TraceStep>) {
+    fn take(&mut self, mut group: Vec<TraceStep>) {
         let step = group[0].step();
+        if group.iter().all(is_empty) {
+            self.end_run();
+            self.empty += 1;
+            return;
+        }
+        let layers = group.len();
+        group.retain(|layer| !is_empty(layer));
+        self.empty_layers += (layers - group.len()) as u64;
         if let Some(run) = &mut self.run
             && same(&run.layers, &group)
         {
@@ -88,9 +98,7 @@ impl Repeats {
             return;
         }
         self.end_run();
-        if group.iter().all(is_empty) {
-            self.empty += 1;
-        } else if is_uniform(&group) {
+        if is_uniform(&group) {
             self.uniform += 1;
         } else {
             self.run = Some(Run {
@@ -152,6 +160,7 @@ impl Steps for Repeats {
         report.dropped_identical_steps += self.identical;
         report.dropped_uniform_steps += self.uniform;
         report.dropped_empty_steps += self.empty;
+        report.dropped_empty_layers += self.empty_layers;
     }
 }
 

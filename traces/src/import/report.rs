@@ -15,6 +15,8 @@ pub struct ImportReport {
     pub dropped_uniform_steps: u64,
     /// Steps dropped because they have no tokens.
     pub dropped_empty_steps: u64,
+    /// Layers without tokens dropped from steps that have some: dense layers, mostly.
+    pub dropped_empty_layers: u64,
     /// Tokens dropped because they stood in a run of identical ones.
     pub dropped_identical_tokens: u64,
     /// Tokens left out because they do not fill a step.
@@ -47,6 +49,10 @@ impl ImportReport {
             "steps dropped whose tokens all chose the same experts (warm-up, profiling)",
         );
         say(self.dropped_empty_steps, "steps without tokens dropped");
+        say(
+            self.dropped_empty_layers,
+            "layers without tokens dropped from steps (dense layers)",
+        );
         say(
             self.dropped_identical_tokens,
             "tokens in runs of identical ones dropped (warm-up, profiling, padding)",

@@ -7,10 +7,10 @@ use crate::tokens::TokenStep;
 
 /// Tokens in a row that are dropped when they made the same choices in all layers. A few may be
 /// chance: text repeats itself.
-const MIN_TOKENS: usize = 16;
+pub(super) const MIN_TOKENS: usize = 16;
 
 /// One row of a per-token file: the choices of one token in one or more layers.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Row {
     pub(super) step: Option<u64>,
     pub(super) rank: Option<u32>,

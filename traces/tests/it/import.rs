@@ -3,7 +3,9 @@
 use std::io::{Cursor, Write};
 use std::path::PathBuf;
 
-use moeplan_traces::{ImportOptions, RoutingStep, StepStats, Trace, TraceError, open};
+use moeplan_traces::{
+    ImportOptions, ParquetWriter, RoutingStep, StepStats, Trace, TraceError, TraceWriter, open,
+};
 use proptest::prelude::*;
 
 fn import(text: &str, options: &ImportOptions) -> Result<Trace, TraceError> {
@@ -86,7 +88,7 @@ fn bad_token_files_are_refused() {
     let rows = |rows: &str, place: &str, words: &str| {
         refuse(&(header.to_owned() + rows), place, words);
     };
-    rows("", "", "at least 2 tokens for each of 2");
+    rows("", "", "at least one token");
     rows("0,a,1,1 2,3 4\n", "", "found 1 tokens");
     rows("0,a,1,1 2\n", ":2", "5 columns");
     rows("0,a,1,1 2,3 x\n", ":2: `L0`", "\"x\"");
@@ -129,7 +131,7 @@ fn bad_count_files_are_refused() {
         ":2: `expert`",
         "every expert of list 0 once",
     );
-    refuse("0,1,30\n0,2\n", ":2", "three columns");
+    refuse("0,1,30\n0,2\n", ":2", "list_index,expert,count");
     refuse("0,1,30\n0,2,-1\n", ":2: `count`", "\"-1\"");
     refuse("0,1,30\n0,99999999,1\n", ":2: `expert`", "whole number");
     refuse("0,1,30\n0,2,1000000000000000000\n", ":2: `count`", "whole");
@@ -180,6 +182,31 @@ fn gpt_oss_capture() {
     for step in &trace.steps {
         let f = StepStats::of(step).needed_capacity_factor;
         assert!((1.0..=8.0).contains(&f), "{f}");
+    }
+    // Every choice survives either face.
+    let open = |bytes: Vec<u8>| open(Cursor::new(bytes), "t", &ImportOptions::default());
+    let (mut csv, mut parquet) = (Vec::new(), Vec::new());
+    {
+        let mut source = open(bytes.clone()).unwrap();
+        let meta = source.meta().clone();
+        let mut csv = TraceWriter::new(&mut csv, "t", meta.clone()).unwrap();
+        let mut parquet = ParquetWriter::new(&mut parquet, "t", meta).unwrap();
+        while let Some(step) = source.next_step().unwrap() {
+            csv.write_step(&step).unwrap();
+            parquet.write_step(&step).unwrap();
+        }
+        csv.finish().unwrap();
+        parquet.finish().unwrap();
+    }
+    let (mut csv, mut parquet) = (open(csv).unwrap(), open(parquet).unwrap());
+    let mut source = open(bytes).unwrap();
+    loop {
+        let step = source.next_step().unwrap();
+        assert_eq!(csv.next_step().unwrap(), step);
+        assert_eq!(parquet.next_step().unwrap(), step);
+        if step.is_none() {
+            break;
+        }
     }
 }
 

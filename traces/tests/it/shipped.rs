@@ -1,6 +1,6 @@
 //! The traces that come with the crate.
 
-use moeplan_traces::{RoutingStep, SHIPPED, Shape, Trace, shipped};
+use moeplan_traces::{RoutingStep, SHIPPED, Shape, StepStats, Trace, shipped};
 
 /// The smallest and the largest needed capacity factor of a layer.
 fn needed(trace: &Trace, layer: u32) -> (f64, f64) {
@@ -52,7 +52,10 @@ fn the_balancing_loss_evens_loads() {
     let mean = |name: &str, layer: u32| {
         let trace = shipped(name).unwrap();
         let steps = trace.steps_of_layer(layer).skip(50);
-        steps.map(RoutingStep::max_over_mean).sum::<f64>() / 50.0
+        steps
+            .map(|step| StepStats::of(step).coefficient_of_variation)
+            .sum::<f64>()
+            / 50.0
     };
     for layer in 0..3 {
         let (with, without) = (mean("digits", layer), mean("digits-free", layer));

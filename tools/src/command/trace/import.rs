@@ -84,13 +84,15 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     // twice, unless it tells them itself.
     let open = |options: &ImportOptions| open_file(file, options, Place::flag("FILE"));
     let mut source = open(&options)?;
-    let (mut tally, mut known) = (Tally::default(), false);
+    let known = source.is_canonical();
+    let mut tally = Tally::default();
     let mut meta = source.meta().clone();
-    if source.is_canonical() {
-        known = true;
-    } else {
+    if !known {
         drain(&mut source, &mut tally, session)?;
-        describe(&mut meta, &tally, &source.report());
+    }
+    let report = source.report();
+    if !known {
+        describe(&mut meta, &tally, &report);
     }
     say(&mut meta, &settings, file, known);
     let fixed = ImportOptions {
@@ -99,15 +101,8 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     };
     let mut source = open(&fixed)?;
     let mut written = Tally::default();
-    write(
-        &path,
-        &meta,
-        &mut source,
-        &mut written,
-        tally.records,
-        session,
-    )?;
-    let report = source.report();
+    let records = tally.records;
+    write(&path, &meta, &mut source, &mut written, records, session)?;
     for warning in report.warnings() {
         session.note(&format!("warning: {file}: {warning}"));
     }
