@@ -20,6 +20,7 @@ macro_rules! calls {
     ($($name:ident($($argument:ident: $type:ty),*) $body:block)*) => {$(
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
+            #[allow(clippy::redundant_closure_call, reason = "a body may return early")]
             let result: Result<(), i32> = (|| $body)();
             result.err().unwrap_or(code::OK)
         }
