@@ -15,7 +15,7 @@ pub struct TraceFile<'a> {
 }
 
 enum Face<'a> {
-    Csv(TraceWriter<Packed<'a>>),
+    Csv(Box<TraceWriter<Packed<'a>>>),
     Parquet(Box<ParquetWriter<Out<'a>>>),
 }
 
@@ -87,7 +87,8 @@ impl<'a> TraceFile<'a> {
             );
             return Err(Error::input(Place::flag("--output"), message));
         };
-        let face = Face::Csv(TraceWriter::new(packed, &name, meta)?);
+        let writer = TraceWriter::new(packed, &name, meta)?;
+        let face = Face::Csv(Box::new(writer));
         Ok(TraceFile { name, face })
     }
 

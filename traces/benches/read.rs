@@ -4,6 +4,8 @@
 //! ones, so that ratios can be told: `cargo bench -p moeplan-traces --bench read`, then
 //! `python3 traces/benches/polars.py`.
 
+#![expect(missing_docs, reason = "criterion makes a public function")]
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
