@@ -58,7 +58,7 @@ fn what_cannot_run_here_is_refused_in_one_line() {
         ("--tokens-per-step 4000000000", "GiB of memory available"),
         ("--repeats 0", "--repeats: expected 1 to 10000"),
         (
-            "--experts-per-gpu 0.25 --hidden-dim 6",
+            "--experts-per-gpu 0.25 --top-k 1 --hidden-dim 6",
             "expected a multiple of the 4 ranks",
         ),
     ] {
@@ -76,7 +76,7 @@ name = 'four cores'
 cores = 4
 launch-us = [[1, 2.0], [8, 4.0]]
 meeting-us = [[1, 1.0], [8, 20.0]]
-sharing = [[1, 1.0], [8, 1.1]]
+sharing = [[1, 1.0], [16, 1.0]]
 gemm-beside-copy = 0.9
 copy-beside-gemm = 0.8
 [cpu.gemm]
