@@ -30,7 +30,9 @@ fn cuda_settings() -> moeplan_executor::cuda::Settings {
     let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     moeplan_executor::cuda::Settings {
-        cache: caches.or_else(home).map(|caches| caches.join("moeplan/kernels")),
+        cache: caches
+            .or_else(home)
+            .map(|caches| caches.join("moeplan/kernels")),
         ..Default::default()
     }
 }

@@ -4,19 +4,19 @@
     allow(unused, reason = "nothing to run without the host build")
 )]
 
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod copies;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod device;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod expert;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod gate;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod host_build;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod slots;
-#[cfg(host_build)]
+#[cfg(all(test, host_build))]
 mod tokens;
 
 #[test]
