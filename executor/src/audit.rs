@@ -38,9 +38,8 @@ pub fn check(
     let mut audit = Audit::default();
     let mut pooled = Pool::default();
     for (id, op) in program.iter() {
-        for rank in 0..world {
+        for (rank, &found) in counts[id.index()].iter().enumerate() {
             let stated = stated(program, op, rank);
-            let found = counts[id.index()][rank];
             audit.flops += found.flops;
             audit.exchanged += found.received;
             let gate = matches!(op.kind, OpKind::Gate { .. });

@@ -62,6 +62,8 @@ fn help_of_every_command() {
         "breakdown",
         "collective",
         "kernel",
+        "execute",
+        "calibrate",
         "validate",
     ] {
         insta::assert_snapshot!(

@@ -4,6 +4,7 @@
 mod cli;
 mod closed_form;
 mod determinism;
+mod execute;
 mod golden;
 mod hostile;
 mod properties;

@@ -269,7 +269,7 @@ impl Lowering<'_> {
                         weighted: false,
                     }],
                     // dense = [combine weights, mask, boolean mask].
-                    Encode::Dense => self.from_slots(rank, dense[1], chunks, op.writes[0]),
+                    Encode::Dense => self.gather_slots(rank, dense[1], chunks, op.writes[0]),
                 }))
             }
         }
@@ -286,7 +286,7 @@ impl Lowering<'_> {
                         target: op.writes[0],
                         weighted: true,
                     }],
-                    Encode::Dense => self.from_slots(rank, dense[0], chunks, op.writes[0]),
+                    Encode::Dense => self.gather_slots(rank, dense[0], chunks, op.writes[0]),
                 }))
             }
             Pass::Backward => {
@@ -297,7 +297,7 @@ impl Lowering<'_> {
                         slots: self.slots(rank, &op.writes),
                         weighted: true,
                     }],
-                    Encode::Dense => self.to_slots(rank, op.reads[2], op.reads[0], &op.writes),
+                    Encode::Dense => self.scatter_slots(rank, op.reads[2], op.reads[0], &op.writes),
                 }))
             }
         }

@@ -220,7 +220,7 @@ impl Lowering<'_> {
     }
 
     /// einsum("TEC,TM->ECM"): slots from tokens.
-    pub(super) fn to_slots(
+    pub(super) fn scatter_slots(
         &self,
         rank: usize,
         weights: BufferId,
@@ -249,7 +249,7 @@ impl Lowering<'_> {
     }
 
     /// einsum("TEC,ECM->TM"): tokens from slots.
-    pub(super) fn from_slots(
+    pub(super) fn gather_slots(
         &self,
         rank: usize,
         weights: BufferId,
@@ -287,7 +287,7 @@ impl Lowering<'_> {
             boolean: dense[2],
             by_choice: dense[3],
         }];
-        tasks.extend(self.to_slots(rank, dense[1], op.reads[0], chunks));
+        tasks.extend(self.scatter_slots(rank, dense[1], op.reads[0], chunks));
         tasks
     }
 

@@ -1,6 +1,9 @@
 //! The executor against its oracle, and strategies against each other.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod audit;
 mod bad_input;
 mod common;
+mod memory;
 mod oracle;
 mod strategies;

@@ -124,7 +124,7 @@ proptest! {
         seed in 0_u64..1000,
     ) {
         let experts = (per_gpu * world as f64).max(1.0) as u64;
-        prop_assume!(world % experts == 0 || experts % world == 0);
+        prop_assume!(world.is_multiple_of(experts) || experts.is_multiple_of(world));
         let top_k = top_k.min(experts as u32);
         let layer = layer(world, tokens, (24, 48), experts, top_k, factor);
         let nodes: Vec<u64> = (1..=world).filter(|m| world % m == 0).collect();

@@ -72,19 +72,15 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
             model_dim,
             ..
         } => {
-            let [t, e, d] = [*tokens, *experts, *model_dim].map(|size| size as f64);
-            match op.pass {
-                Pass::Forward => Demand {
-                    products: vec![products(1.0, [t, e, d], Order::Plain)],
-                    pass: Some(("gate", 4.0 * t * e)),
-                },
-                Pass::Backward => Demand {
-                    products: vec![
-                        products(1.0, [t, d, e], Order::RightTransposed),
-                        products(1.0, [d, e, t], Order::LeftTransposed),
-                    ],
-                    pass: Some(("gate gradient", 4.0 * t * e)),
-                },
+            // A product of few columns is bound by reading the tokens, once for every eight experts.
+            let reads = tokens * model_dim * experts.div_ceil(8);
+            let name = match op.pass {
+                Pass::Forward => "gate",
+                Pass::Backward => "gate gradient",
+            };
+            Demand {
+                products: Vec::new(),
+                pass: Some((name, 4.0 * reads as f64)),
             }
         }
         OpKind::CapacitySync => Demand::default(),
@@ -419,5 +415,56 @@ impl CostModel for CpuModel {
 
     fn contention(&self) -> &Contention {
         &self.contention
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hardware::{CpuGemm, Curve};
+    use std::collections::BTreeMap;
+
+    fn model(cores: u64, ranks: u64) -> CpuModel {
+        let terms = GemmTerms {
+            call_us: 0.0,
+            multiply_add_ps: 50.0,
+            left_ps: 0.0,
+            right_ps: 0.0,
+            result_ps: 0.0,
+        };
+        let one = || Curve((0..8).map(|power| [f64::from(1 << power), 1.0]).collect());
+        let params = CpuParams {
+            cores,
+            launch_us: one(),
+            meeting_us: one(),
+            sharing: one(),
+            gemm: CpuGemm {
+                plain: terms,
+                right_transposed: terms,
+                left_transposed: terms,
+            },
+            passes: BTreeMap::new(),
+            gemm_beside_copy: 1.0,
+            copy_beside_gemm: 1.0,
+        };
+        CpuModel::new(&params, ranks)
+    }
+
+    #[test]
+    fn even_ranks_wait_for_their_turn() {
+        assert_eq!(model(2, 2).shared(&[10.0; 2]), [10.0; 2]);
+        assert_eq!(model(2, 8).shared(&[10.0; 8]), [40.0; 8]);
+    }
+
+    #[test]
+    fn ranks_that_are_done_leave_their_cores() {
+        // Three at 2/3 of a core each until the short ones end at 15, then the long one alone.
+        assert_eq!(model(2, 3).shared(&[10.0, 30.0, 10.0]), [15.0, 35.0, 15.0]);
+    }
+
+    #[test]
+    fn streams_that_share_a_core_gain_nothing_from_overlap() {
+        assert_eq!(model(2, 4).contention().gemm_beside_nic, 0.5);
+        assert_eq!(model(8, 4).contention().gemm_beside_nic, 1.0);
     }
 }

@@ -69,12 +69,13 @@ fn least_squares<const N: usize>(rows: &[([f64; N], f64)], chosen: &[usize]) -> 
         if system[column][column].abs() < 1e-12 {
             return None;
         }
-        for row in 0..n {
-            if row != column {
-                let factor = system[row][column] / system[column][column];
-                for k in column..=n {
-                    system[row][k] -= factor * system[column][k];
-                }
+        let pivot = system[column].clone();
+        for (index, row) in system.iter_mut().enumerate() {
+            if index != column {
+                let factor = row[column] / pivot[column];
+                row.iter_mut()
+                    .zip(&pivot)
+                    .for_each(|(value, above)| *value -= factor * above);
             }
         }
     }
