@@ -330,25 +330,6 @@ fn out_of_memory_is_a_result() {
     assert_eq!(document["runs"][0]["fits"], false);
 }
 
-/// Where a GPU can be had this test has nothing to say; see `executor/stand-in` for the backend itself.
-#[test]
-fn a_machine_without_cuda_is_told_in_one_line() {
-    let ran = moeplan(
-        "execute --backend cuda --ranks 1 --tokens-per-step 8 --model-dim 8 --hidden-dim 8",
-    );
-    if ran.exit == Exit::Done {
-        println!("SKIPPED: this machine has a GPU");
-        return;
-    }
-    assert_eq!(ran.exit, Exit::MachineLacks, "{}", ran.stderr);
-    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
-    assert!(
-        ran.stderr.contains("looked for libcuda.so"),
-        "{}",
-        ran.stderr
-    );
-}
-
 #[test]
 fn a_critical_path_adds_up_to_the_step() {
     for more in [

@@ -4,19 +4,26 @@
     allow(unused, reason = "nothing to run without the host build")
 )]
 
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod copies;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod device;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod expert;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod gate;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod host_build;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod slots;
-#[cfg(all(test, host_build))]
+#[cfg(test)]
+#[cfg(host_build)]
 mod tokens;
 
 #[test]
