@@ -5,6 +5,11 @@
 //! nvrtc` rewrites the table.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "NVRTC is a foreign library")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test, whose helpers clippy does not know as such"
+)]
 
 use cudarc::nvrtc::result;
 use moeplan_kernels::{KernelId, Module, NVRTC_OPTIONS, Real, signature};

@@ -48,7 +48,11 @@ fn a_machine_without_a_gpu_says_so_in_one_line() {
     let ran = moeplan(&format!("{SMALL} --backend cuda"));
     assert_eq!(ran.exit, Exit::MachineLacks);
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("libcuda.so.1"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("looked for libcuda.so"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

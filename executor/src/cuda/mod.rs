@@ -8,6 +8,7 @@ mod compiler;
 mod count;
 mod device;
 mod gate;
+mod lists;
 mod memory;
 mod plan;
 mod streams;

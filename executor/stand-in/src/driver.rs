@@ -1,5 +1,9 @@
 //! The symbols of `libcuda.so` that cudarc and the backend call.
 #![allow(
+    clippy::redundant_closure_call,
+    reason = "the closure gives `?` a place to return to"
+)]
+#![allow(
     unsafe_op_in_unsafe_fn,
     reason = "pointers are the caller's, as the driver interface states for each call"
 )]

@@ -4,18 +4,25 @@
     allow(unused, reason = "nothing to run without the host build")
 )]
 
+#[cfg(test)]
 #[cfg(host_build)]
 mod copies;
+#[cfg(test)]
 #[cfg(host_build)]
 mod device;
+#[cfg(test)]
 #[cfg(host_build)]
 mod expert;
+#[cfg(test)]
 #[cfg(host_build)]
 mod gate;
+#[cfg(test)]
 #[cfg(host_build)]
 mod host_build;
+#[cfg(test)]
 #[cfg(host_build)]
 mod slots;
+#[cfg(test)]
 #[cfg(host_build)]
 mod tokens;
 

@@ -4,7 +4,9 @@
 //! Every case is a process of its own, because libraries are found when a process starts: this binary starts itself.
 #![cfg(target_os = "linux")]
 
+#[cfg(test)]
 mod cases;
+#[cfg(test)]
 mod process;
 
 use process::{Child, run};
