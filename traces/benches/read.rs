@@ -1,8 +1,8 @@
 //! How fast traces are read: import and counts, in bytes of the file a second on one core.
 //!
-//! Files are made up once, under `target/tmp/traces-read`; `benches/polars.py` reads the same
+//! Files are made up once, under `target/tmp/traces-read`; `benches/read_polars.py` reads the same
 //! ones, so that ratios can be told: `cargo bench -p moeplan-traces --bench read`, then
-//! `python3 traces/benches/polars.py`.
+//! `python3 traces/benches/read_polars.py`.
 
 #![expect(missing_docs, reason = "criterion makes a public function")]
 
