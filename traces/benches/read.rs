@@ -1,5 +1,8 @@
 //! How fast traces are read: import and counts, in bytes of the file a second on one core.
 //!
+//! Time is that of the processor, where the system tells it: other work on the machine does not
+//! count.
+//!
 //! Files are made up once, under `target/tmp/traces-read`; `benches/read_polars.py` reads the same
 //! ones, so that ratios can be told: `cargo bench -p moeplan-traces --bench read`, then
 //! `python3 traces/benches/read_polars.py`.
@@ -10,8 +13,10 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use moeplan_traces::{
     ImportOptions, ParquetWriter, RoutingSpec, Shape, TraceMeta, TraceStep, TraceWriter, open,
@@ -121,7 +126,53 @@ fn tokens(file: &mut impl std::io::Write) {
     file.write_all(text.as_bytes()).expect("tokens");
 }
 
-fn read(c: &mut Criterion) {
+/// Time that this thread was on a processor.
+struct CpuTime;
+
+impl CpuTime {
+    fn now() -> Duration {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let nanoseconds = text.split(' ').next().and_then(|field| field.parse().ok());
+        match nanoseconds {
+            Some(nanoseconds) => Duration::from_nanos(nanoseconds),
+            None => START.get_or_init(Instant::now).elapsed(),
+        }
+    }
+}
+
+/// Begin of the clock where the system does not tell the time of the processor.
+static START: OnceLock<Instant> = OnceLock::new();
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        Self::now()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        Self::now().saturating_sub(start)
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        value.as_nanos() as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+fn read(c: &mut Criterion<CpuTime>) {
     let folder = prepare();
     let mut group = c.benchmark_group("read");
     group
@@ -167,5 +218,9 @@ fn read(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, read);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = read
+}
 criterion_main!(benches);

@@ -14,7 +14,10 @@ pub(crate) struct Lines<R> {
     reader: R,
     name: String,
     number: u64,
+    /// The line that is being read.
     buffer: Vec<u8>,
+    /// The line read last.
+    text: String,
     /// Whether the last line may lack its line feed.
     open_end: bool,
 }
@@ -26,6 +29,7 @@ impl<R: BufRead> Lines<R> {
             name: name.to_owned(),
             number: 0,
             buffer: Vec::new(),
+            text: String::new(),
             open_end: false,
         }
     }
@@ -48,6 +52,7 @@ impl<R: BufRead> Lines<R> {
 
     /// Reads the next line; false at the end of the file.
     pub(crate) fn advance(&mut self) -> Result<bool, TraceError> {
+        self.buffer = std::mem::take(&mut self.text).into_bytes();
         self.buffer.clear();
         let mut complete = false;
         while !complete {
@@ -97,27 +102,36 @@ impl<R: BufRead> Lines<R> {
         if self.buffer.last() == Some(&b'\r') {
             self.buffer.pop();
         }
-        if let Err(error) = std::str::from_utf8(&self.buffer) {
-            let bad = &self.buffer[error.valid_up_to()..];
-            let byte = bad.first().copied().unwrap_or_default();
-            return Err(TraceError::invalid(
-                self.place(),
-                "UTF-8 text",
-                format!("byte 0x{byte:02x}"),
-            ));
+        match String::from_utf8(std::mem::take(&mut self.buffer)) {
+            Ok(text) => {
+                self.text = text;
+                Ok(true)
+            }
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                let byte = error.as_bytes().get(at).copied().unwrap_or_default();
+                Err(TraceError::invalid(
+                    self.place(),
+                    "UTF-8 text",
+                    format!("byte 0x{byte:02x}"),
+                ))
+            }
         }
-        Ok(true)
     }
 
     /// The line read last, without its line feed.
     pub(crate) fn text(&self) -> &str {
-        // Checked when it was read.
-        std::str::from_utf8(&self.buffer).unwrap_or_default()
+        &self.text
+    }
+
+    /// A part of it; nothing where that would cut a letter.
+    pub(crate) fn text_between(&self, start: usize, end: usize) -> &str {
+        self.text.get(start..end).unwrap_or_default()
     }
 
     /// The same as bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.buffer
+        self.text.as_bytes()
     }
 }
 

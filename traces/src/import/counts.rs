@@ -182,11 +182,7 @@ impl Listing {
 pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported, TraceError> {
     let mut records = Records::open(source)?;
     let mut more = records.advance()?;
-    let mut header: Vec<String> = records
-        .record
-        .iter()
-        .map(|name| name.trim().into())
-        .collect();
+    let mut header: Vec<String> = records.fields();
     let found = Columns::find(&header.iter().map(String::as_str).collect::<Vec<_>>());
     let layout = if found.is_some() {
         more = records.advance()?;
@@ -204,11 +200,11 @@ pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported,
     });
     let mut listing = Listing::default();
     while more {
-        if records.record.len() != header.len() {
+        if records.len() != header.len() {
             return Err(TraceError::invalid(
                 records.place(),
                 format!("{} columns: {}", header.len(), header.join(",")),
-                format!("{} columns", records.record.len()),
+                format!("{} columns", records.len()),
             ));
         }
         listing.add(

@@ -35,11 +35,7 @@ fn is_key(name: &str) -> bool {
 pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported, TraceError> {
     let mut records = Records::open(source)?;
     records.advance()?;
-    let header: Vec<String> = records
-        .record
-        .iter()
-        .map(|name| name.trim().into())
-        .collect();
+    let header: Vec<String> = records.fields();
     let plain = header.iter().all(|name| is_digits(name));
     let find = |names: &[&str]| header.iter().position(|name| names::is(name, names));
     let mut experts: Vec<(u32, usize)> = Vec::new();

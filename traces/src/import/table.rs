@@ -149,11 +149,12 @@ impl Table {
         let layer = &self.layers[index];
         let tokens: Vec<usize> = (0..ranks).map(|rank| of(rank).len()).collect();
         let cells = |rank: usize| of(rank).start * self.top_k..of(rank).end * self.top_k;
-        let gather = |rank: usize| layer.ids[cells(rank)].iter().copied();
-        let ids = (0..ranks).flat_map(gather).collect();
+        let mut ids = Vec::with_capacity(tokens.iter().sum::<usize>() * self.top_k);
+        (0..ranks).for_each(|rank| ids.extend_from_slice(&layer.ids[cells(rank)]));
         let scores = (!layer.scores.is_empty()).then(|| {
-            let gather = |rank: usize| layer.scores[cells(rank)].iter().copied();
-            (0..ranks).flat_map(gather).collect()
+            let mut scores = Vec::with_capacity(ids.len());
+            (0..ranks).for_each(|rank| scores.extend_from_slice(&layer.scores[cells(rank)]));
+            scores
         });
         let top_k = self.top_k as u32;
         TokenStep::new(number, layer.layer, top_k, experts, &tokens, ids, scores)

@@ -1,54 +1,89 @@
 //! CSV files of other people: their records, and which layout they are.
 
-use std::io::{self, BufRead, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::BufRead;
 
 use csv::StringRecord;
 
 use super::{ImportOptions, Imported, counts, matrix, tokens};
-use crate::error::{Place, TraceError, quote, too_much};
+use crate::error::{Place, TraceError, quote};
+use crate::format::Lines;
 use crate::input::Source;
 
-/// Longest record. Whatever is longer is no trace, and must not fill the memory.
-const MAX_RECORD: u64 = 16 << 20;
+/// Longest record of several lines. Whatever is longer is no trace, and must not fill the memory.
+const MAX_RECORD: usize = 16 << 20;
 
-/// Bytes the CSV reader takes at once.
-const CHUNK: usize = 256 << 10;
-
-/// CSV records with the position of the last one.
+/// CSV records, one at a time.
+///
+/// Almost all lines hold numbers only: they are cut at their commas here, several times faster
+/// than a parser that looks for quotes at every byte. Records with quotes are left to `csv`.
 pub(super) struct Records {
-    reader: csv::Reader<Limited>,
-    since: Arc<AtomicU64>,
-    name: String,
-    /// The record read last.
-    pub(super) record: StringRecord,
+    lines: Lines<Box<dyn BufRead + Send>>,
+    /// Where the fields of a line without quotes end.
+    ends: Vec<usize>,
+    /// The record at hand, if it has quotes.
+    quoted: Option<StringRecord>,
+    /// Where it begins.
+    start: Place,
 }
 
 impl Records {
     pub(super) fn open(source: &Source) -> Result<Self, TraceError> {
-        let since = Arc::new(AtomicU64::new(0));
-        let limited = Limited {
-            inner: source.stream()?,
-            since: Arc::clone(&since),
-        };
         Ok(Self {
-            reader: csv::ReaderBuilder::new()
-                .has_headers(false)
-                .flexible(true)
-                .buffer_capacity(CHUNK)
-                .from_reader(limited),
-            since,
-            name: source.name().to_owned(),
-            record: StringRecord::new(),
+            lines: Lines::new(source.stream()?, source.name()).with_open_end(),
+            ends: Vec::new(),
+            quoted: None,
+            start: source.place(),
         })
     }
 
-    /// Reads the next record; false at the end of the file.
+    /// Reads the next record, empty lines aside; false at the end of the file.
     pub(super) fn advance(&mut self) -> Result<bool, TraceError> {
-        self.since.store(0, Ordering::Relaxed);
-        let read = self.reader.read_record(&mut self.record);
-        read.map_err(|error| self.explain(error))
+        loop {
+            if !self.lines.advance()? {
+                return Ok(false);
+            }
+            if !self.lines.bytes().is_empty() {
+                break;
+            }
+        }
+        self.quoted = None;
+        self.ends.clear();
+        let line = self.lines.bytes();
+        if memchr::memchr(b'"', line).is_some() {
+            self.start = self.lines.place();
+            self.quoted = Some(self.read_quoted()?);
+        } else {
+            self.ends.extend(memchr::memchr_iter(b',', line));
+            self.ends.push(line.len());
+        }
+        Ok(true)
+    }
+
+    /// The record that begins with the line at hand; quotes may hold line feeds.
+    fn read_quoted(&mut self) -> Result<StringRecord, TraceError> {
+        let count = |text: &str| memchr::memchr_iter(b'"', text.as_bytes()).count();
+        let mut text = self.lines.text().to_owned();
+        let mut quotes = count(&text);
+        while quotes % 2 == 1 {
+            if text.len() > MAX_RECORD || !self.lines.advance()? {
+                return Err(TraceError::invalid(
+                    self.start.clone(),
+                    format!("a closing quote within {MAX_RECORD} bytes"),
+                    quote(text.as_bytes()),
+                ));
+            }
+            text.push('\n');
+            text.push_str(self.lines.text());
+            quotes += count(self.lines.text());
+        }
+        let mut record = StringRecord::new();
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text.as_bytes());
+        let read = reader.read_record(&mut record);
+        read.map_err(|error| TraceError::invalid(self.start.clone(), "CSV", error.to_string()))?;
+        Ok(record)
     }
 
     /// The same, and the record must have `width` fields.
@@ -56,64 +91,50 @@ impl Records {
         if !self.advance()? {
             return Ok(false);
         }
-        if self.record.len() == width {
+        if self.len() == width {
             return Ok(true);
         }
         Err(TraceError::invalid(
             self.place(),
             format!("{width} columns"),
-            format!("{} columns", self.record.len()),
+            format!("{} columns", self.len()),
         ))
+    }
+
+    /// Fields of the record read last.
+    pub(super) fn len(&self) -> usize {
+        match &self.quoted {
+            Some(record) => record.len(),
+            None => self.ends.len(),
+        }
+    }
+
+    /// All of them, without spaces around.
+    pub(super) fn fields(&self) -> Vec<String> {
+        let fields = (0..self.len()).map(|column| self.field(column));
+        fields.map(|field| field.trim().to_owned()).collect()
     }
 
     /// Field `column` of the record read last.
     pub(super) fn field(&self, column: usize) -> &str {
-        self.record.get(column).unwrap_or_default()
+        if let Some(record) = &self.quoted {
+            return record.get(column).unwrap_or_default();
+        }
+        let Some(&end) = self.ends.get(column) else {
+            return "";
+        };
+        let start = column
+            .checked_sub(1)
+            .map_or(0, |before| self.ends[before] + 1);
+        self.lines.text_between(start, end)
     }
 
     /// The record read last.
     pub(super) fn place(&self) -> Place {
-        let place = Place::of(self.name.as_str());
-        match self.record.position() {
-            Some(position) => place.line(position.line()),
-            None => place,
+        match &self.quoted {
+            Some(_) => self.start.clone(),
+            None => self.lines.place(),
         }
-    }
-
-    fn explain(&self, error: csv::Error) -> TraceError {
-        let place = match error.position() {
-            Some(position) => Place::of(self.name.as_str()).line(position.line()),
-            None => Place::of(self.name.as_str()).line(self.reader.position().line()),
-        };
-        let message = error.to_string();
-        match error.into_kind() {
-            csv::ErrorKind::Io(source) => TraceError::reading(place, source),
-            csv::ErrorKind::Utf8 { .. } => {
-                TraceError::invalid(place, "UTF-8 text", "bytes that are not")
-            }
-            _ => TraceError::invalid(place, "CSV", message),
-        }
-    }
-}
-
-/// Fails where a record takes too many bytes.
-struct Limited {
-    inner: Box<dyn BufRead + Send>,
-    /// Bytes since the last record ended.
-    since: Arc<AtomicU64>,
-}
-
-impl Read for Limited {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        let since = self.since.fetch_add(read as u64, Ordering::Relaxed);
-        if since > MAX_RECORD {
-            return Err(too_much(
-                format!("a record of at most {MAX_RECORD} bytes"),
-                "a longer one",
-            ));
-        }
-        Ok(read)
     }
 }
 
@@ -121,7 +142,8 @@ impl Read for Limited {
 pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported, TraceError> {
     let mut records = Records::open(source)?;
     if records.advance()? {
-        let header: Vec<&str> = records.record.iter().map(str::trim).collect();
+        let fields = records.fields();
+        let header: Vec<&str> = fields.iter().map(String::as_str).collect();
         let numbers = header.iter().all(|field| is_digits(field));
         if tokens::is_header(&header) {
             return tokens::read(source, options);
@@ -134,7 +156,7 @@ pub(super) fn read(source: &Source, options: &ImportOptions) -> Result<Imported,
             return matrix::read(source, options);
         }
     }
-    let line = records.record.iter().collect::<Vec<_>>().join(",");
+    let line = records.fields().join(",");
     Err(TraceError::invalid(
         records.place(),
         "`# format: moeplan-trace/1`, a header with columns L0, L1, ..., or of expert ids or \

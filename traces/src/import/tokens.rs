@@ -73,8 +73,6 @@ struct TokenRecords {
     choices: Vec<Choices>,
     top_k: Option<usize>,
     exact: bool,
-    /// Choices of the cell at hand.
-    cell: Vec<u32>,
     left_out: u64,
 }
 
@@ -82,11 +80,7 @@ impl TokenRecords {
     fn open(source: &Source, options: &ImportOptions) -> Result<Self, TraceError> {
         let mut records = Records::open(source)?;
         records.advance()?;
-        let header: Vec<String> = records
-            .record
-            .iter()
-            .map(|name| name.trim().into())
-            .collect();
+        let header: Vec<String> = records.fields();
         let find = |names: &[&str]| header.iter().position(|name| names::is(name, names));
         Ok(Self {
             step: find(names::STEP),
@@ -97,7 +91,6 @@ impl TokenRecords {
             header,
             top_k: options.top_k.map(|top_k| top_k as usize),
             exact: options.top_k.is_none(),
-            cell: Vec::new(),
             left_out: 0,
         })
     }
@@ -115,13 +108,13 @@ impl TokenRecords {
         let choices = &self.choices[index];
         let records = &self.records;
         let field = |column: usize| records.place().field(self.header[column].as_str());
-        self.cell.clear();
+        let before = row.ids.len();
         for &column in &choices.ids {
-            append_ids(records.field(column), &mut self.cell, || field(column))?;
+            append_ids(records.field(column), &mut row.ids, || field(column))?;
         }
         let first = choices.ids.first().copied().unwrap_or_default();
         let whole = || quote(records.field(first).as_bytes());
-        let cell = &self.cell;
+        let cell = &row.ids[before..];
         if !are_different(cell) {
             return Err(TraceError::invalid(
                 field(first),
@@ -139,7 +132,7 @@ impl TokenRecords {
             ));
         }
         self.left_out += (cell.len() - wanted) as u64;
-        row.ids.extend_from_slice(&cell[..wanted]);
+        row.ids.truncate(before + wanted);
         if choices.scores.is_empty() {
             return Ok(());
         }
@@ -290,9 +283,10 @@ fn append_any_ids(
     ids: &mut Vec<u32>,
     place: impl Fn() -> Place,
 ) -> Result<(), TraceError> {
+    let before = ids.len();
     for piece in pieces(text) {
         ids.push(parse_number(piece, MAX_EXPERT, &place)? as u32);
-        if ids.len() > MAX_CHOICES {
+        if ids.len() - before > MAX_CHOICES {
             break;
         }
     }
