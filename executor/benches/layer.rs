@@ -13,24 +13,14 @@ use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing as Routed, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::{OpKind, Pass, Program};
-use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
-};
+use moeplan_sim::spec::{AllToAll, DType, Encode, Experts, LayerSpec, Phase, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use ndarray::Array2;
 use std::hint::black_box;
 use std::time::Duration;
 
 fn plan() -> Plan {
-    Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    }
+    Plan::PLAIN
 }
 
 struct Bench {

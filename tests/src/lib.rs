@@ -8,9 +8,7 @@ use moeplan_sim::compile::{Load, Plan, Routing};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::hardware::{Hardware, PRESETS, builtin};
 use moeplan_sim::simulate::{Scenario, Trace, simulate_step};
-use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer, Strategy,
-};
+use moeplan_sim::spec::{DType, Experts, LayerSpec, Padding, Phase, ResolvedLayer, Strategy};
 use moeplan_traces::{RoutingSpec, RoutingStep, Shape};
 
 /// A kind of cluster with its prices.
@@ -64,15 +62,7 @@ impl Testbed {
 
 /// Sparse kernels, linear All-to-All, flexible layout, degree 1, r = 1, padded.
 pub fn plan() -> Plan {
-    Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    }
+    Plan::PLAIN
 }
 
 /// Tutel with everything `auto`, padded or dropless.

@@ -253,7 +253,11 @@ impl RoutingSource {
     }
 }
 
-fn shape_of(layer: &ResolvedLayer) -> Result<Shape, Error> {
+/// The routing that `layer` takes.
+///
+/// # Errors
+/// More tokens than a trace can hold, or a step that does not fit in memory.
+pub fn shape_of(layer: &ResolvedLayer) -> Result<Shape, Error> {
     let tokens_per_rank = u32::try_from(layer.tokens()).map_err(|_| {
         let place = Place {
             field: Some("tokens-per-step".into()),

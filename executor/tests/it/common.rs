@@ -4,9 +4,7 @@ use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{ExecError, Executed, Inputs, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::Program;
-use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
-};
+use moeplan_sim::spec::{DType, Experts, LayerSpec, Phase, ResolvedLayer};
 
 pub(crate) fn layer(
     world: u64,
@@ -29,15 +27,7 @@ pub(crate) fn layer(
 }
 
 pub(crate) fn plan() -> Plan {
-    Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    }
+    Plan::PLAIN
 }
 
 pub(crate) struct Case {

@@ -38,6 +38,20 @@ pub struct Plan {
     pub adaptive_r: u64,
 }
 
+impl Plan {
+    /// Tutel's kernels and layout with nothing that adapts: sparse, linear, flexible, padded, degree 1,
+    /// r = 1.
+    pub const PLAIN: Plan = Plan {
+        encode: Encode::Sparse,
+        all_to_all: AllToAll::Linear,
+        layout: Layout::Flexible,
+        padding: Padding::Capacity,
+        forward_degree: 1,
+        backward_degree: 1,
+        adaptive_r: 1,
+    };
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r={} d={}", self.adaptive_r, self.forward_degree)?;

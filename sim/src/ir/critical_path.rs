@@ -38,7 +38,7 @@ pub fn critical_path(program: &Program, timeline: &Timeline) -> Vec<PathOp> {
         let waits_for = participants.flat_map(|rank| {
             let after = program.ops[op.index()].after.iter().copied();
             let before = before_on_stream[op.index()];
-            let kernel = kept_out_by(program, timeline, &before_on_stream, rank, op);
+            let (_, kernel) = ready(program, timeline, &before_on_stream, rank, op);
             after.chain(before).chain(kernel).map(move |op| (rank, op))
         });
         // Of equals the first: the lowest rank.
@@ -78,42 +78,29 @@ fn before_on_stream(program: &Program) -> Vec<Option<OpId>> {
     before
 }
 
-/// When `rank` had done everything that `op` needs.
+/// When `rank` had done everything that `op` needs, and the kernel of the other stream that filled its
+/// GPU then, if any.
 fn ready(
     program: &Program,
     timeline: &Timeline,
     before_on_stream: &[Option<OpId>],
     rank: usize,
     op: OpId,
-) -> Time {
-    let after = program.ops[op.index()].after.iter().copied();
-    after
-        .chain(before_on_stream[op.index()])
-        .map(|op| timeline.span(rank, op).end)
-        .max()
-        .unwrap_or(Time::ZERO)
-}
-
-/// The kernel of the other stream that filled the GPU of `rank` when `op` was ready, if any.
-fn kept_out_by(
-    program: &Program,
-    timeline: &Timeline,
-    before_on_stream: &[Option<OpId>],
-    rank: usize,
-    op: OpId,
-) -> Option<OpId> {
-    let ready = ready(program, timeline, before_on_stream, rank, op);
+) -> (Time, Option<OpId>) {
+    let Op { after, stream, .. } = &program.ops[op.index()];
+    let needed = after.iter().copied().chain(before_on_stream[op.index()]);
+    let ends = needed.map(|op| timeline.span(rank, op).end);
+    let ready = ends.max().unwrap_or(Time::ZERO);
     let start = timeline.span(rank, op).start;
-    let stream = program.ops[op.index()].stream;
     let fills = |(id, other): &(OpId, &Op)| {
         let span = timeline.span(rank, *id);
-        other.stream != stream
+        other.stream != *stream
             && other.kind.scope(&program.traffic).is_none()
             && span.start <= ready
             && ready < span.end
             && span.end <= start
     };
-    program.iter().find(fills).map(|(id, _)| id)
+    (ready, program.iter().find(fills).map(|(id, _)| id))
 }
 
 /// The ranks that had to be there before `op` could start on `rank`: itself, or its group. Where one
@@ -147,11 +134,8 @@ pub fn waiting_for_others(program: &Program, timeline: &Timeline) -> Vec<Time> {
         .map(|(id, _)| id)
         .collect();
     let arrived = |rank: usize, op: OpId| {
-        let kernel = kept_out_by(program, timeline, &before_on_stream, rank, op);
-        match kernel {
-            Some(kernel) => timeline.span(rank, kernel).end,
-            None => ready(program, timeline, &before_on_stream, rank, op),
-        }
+        let (ready, kernel) = ready(program, timeline, &before_on_stream, rank, op);
+        kernel.map_or(ready, |kernel| timeline.span(rank, kernel).end)
     };
     if timeline.rows() == 1 {
         return vec![Time::ZERO];

@@ -1,11 +1,13 @@
 //! The steps that a machine is measured by.
 
+use crate::error::Error;
+use crate::routing::shape_of;
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::Program;
 use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer, SpecError,
+    DType, Encode, Experts, LayerSpec, Layout, Phase, ResolvedLayer, SpecError,
 };
-use moeplan_traces::{RoutingStep, Shape, TraceError};
+use moeplan_traces::RoutingStep;
 
 /// What a case is measured for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +52,6 @@ fn layer(
     .resolve(ranks)
 }
 
-fn plain() -> Plan {
-    Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    }
-}
-
 /// Every case, on a machine of `cores`.
 pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
     let mut cases = Vec::new();
@@ -93,7 +83,7 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
     let both = |degree| Plan {
         forward_degree: degree,
         backward_degree: degree,
-        ..plain()
+        ..Plan::PLAIN
     };
     for (tokens, dims) in [
         (64, (256, 512)),
@@ -105,20 +95,20 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
         (1536, (256, 512)),
     ] {
         for (per_gpu, plan) in [
-            (2.0, plain()),
+            (2.0, Plan::PLAIN),
             (2.0, both(4)),
             (
                 4.0,
                 Plan {
                     layout: Layout::Conventional,
-                    ..plain()
+                    ..Plan::PLAIN
                 },
             ),
             (
                 2.0,
                 Plan {
                     adaptive_r: 0,
-                    ..plain()
+                    ..Plan::PLAIN
                 },
             ),
         ] {
@@ -130,7 +120,7 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
             for adaptive_r in [1, 2] {
                 let plan = Plan {
                     adaptive_r,
-                    ..plain()
+                    ..Plan::PLAIN
                 };
                 let layer = layer(ranks, tokens, dims, 0.5)?;
                 add(Purpose::Operations, layer, ranks, plan, training);
@@ -139,7 +129,7 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
         if tokens <= 384 {
             let plan = Plan {
                 encode: Encode::Dense,
-                ..plain()
+                ..Plan::PLAIN
             };
             add(
                 Purpose::Operations,
@@ -170,14 +160,14 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
             );
         }
         for (dims, per_gpu, plan) in [
-            ((512, 384), 2.0, plain()),
+            ((512, 384), 2.0, Plan::PLAIN),
             ((384, 512), 2.0, both(2)),
             (
                 (256, 512),
                 1.0,
                 Plan {
                     adaptive_r: 0,
-                    ..plain()
+                    ..Plan::PLAIN
                 },
             ),
         ] {
@@ -195,14 +185,8 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
 
 impl Case {
     /// Even routing of this case.
-    pub(super) fn routing(&self) -> Result<RoutingStep, TraceError> {
-        let shape = Shape {
-            ranks: self.layer.world_size as usize,
-            experts: self.layer.num_experts as usize,
-            tokens_per_rank: u32::try_from(self.layer.tokens()).unwrap_or(u32::MAX),
-            top_k: self.layer.spec.top_k,
-        };
-        RoutingStep::uniform(&shape, 0, 0)
+    pub(super) fn routing(&self) -> Result<RoutingStep, Error> {
+        Ok(RoutingStep::uniform(&shape_of(&self.layer)?, 0, 0)?)
     }
 
     /// Its program.

@@ -7,6 +7,7 @@ use crate::output::numbers::{count, percent, time};
 use crate::output::{Answer, comparison};
 use crate::play::{Played, Run, refused, scenario};
 use crate::resolve::{Given, Planned, Resolved};
+use crate::routing::shape_of;
 use crate::session::Session;
 use crate::settings::Study;
 use crate::summary::RunSummary;
@@ -15,7 +16,7 @@ use moeplan_executor::{Inputs, Routing as Routed, tokens_of_step};
 use moeplan_sim::compile::{Routing, Source, compile};
 use moeplan_sim::policy::{Decided, Runner};
 use moeplan_sim::simulate::{Scenario, measured_step};
-use moeplan_sim::spec::{AllToAll, Choice, DType, ResolvedLayer, Strategy};
+use moeplan_sim::spec::{AllToAll, Choice, DType, Strategy};
 use moeplan_sim::units::Time;
 use serde::Serialize;
 
@@ -127,7 +128,8 @@ pub fn run(
                 }
             }
             None => {
-                let step = moeplan_traces::RoutingStep::uniform(&shape(layer), index as u64, 0)?;
+                let step =
+                    moeplan_traces::RoutingStep::uniform(&shape_of(layer)?, index as u64, 0)?;
                 inputs.routing = Routed::Forced(tokens_of(&step)?);
             }
         }
@@ -222,15 +224,6 @@ fn check_inputs(resolved: &Resolved) -> Result<(), Error> {
     let world = layer.world_size as usize;
     let empty = moeplan_sim::ir::ProgramBuilder::new(world, world, DType::Fp32).finish();
     machine::check_memory(&empty, layer)
-}
-
-fn shape(layer: &ResolvedLayer) -> moeplan_traces::Shape {
-    moeplan_traces::Shape {
-        ranks: layer.world_size as usize,
-        experts: layer.num_experts as usize,
-        tokens_per_rank: u32::try_from(layer.tokens()).unwrap_or(u32::MAX),
-        top_k: layer.spec.top_k,
-    }
 }
 
 fn summed(

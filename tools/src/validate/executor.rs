@@ -4,6 +4,7 @@
 use crate::error::{Error, Place};
 use crate::machine;
 use crate::play::refused;
+use crate::routing::shape_of;
 use crate::session::Session;
 use moeplan_executor::Backend;
 use moeplan_executor::assign::tokens_of;
@@ -17,7 +18,7 @@ use moeplan_sim::spec::{
     AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
 };
 use moeplan_sim::units::Time;
-use moeplan_traces::{RoutingStep, Shape, shipped};
+use moeplan_traces::{RoutingStep, shipped};
 use serde::Serialize;
 
 /// One step under one strategy.
@@ -120,15 +121,7 @@ fn layers(ranks: u64) -> Result<Vec<(String, ResolvedLayer)>, Error> {
 
 /// The strategies that are told apart.
 fn plans(layer: &ResolvedLayer) -> Vec<(String, Plan)> {
-    let base = Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    };
+    let base = Plan::PLAIN;
     let mut plans = Vec::new();
     let mut add = |what: &str, plan: Plan| plans.push((format!("{plan}{what}"), plan));
     for adaptive_r in layer.valid_adaptive_r() {
@@ -246,13 +239,7 @@ fn step(
     setting: Setting,
     backend: &mut dyn Backend,
 ) -> Result<Vec<Case>, Error> {
-    let shape = Shape {
-        ranks: layer.world_size as usize,
-        experts: layer.num_experts as usize,
-        tokens_per_rank: u32::try_from(layer.tokens()).unwrap_or(u32::MAX),
-        top_k: layer.spec.top_k,
-    };
-    let counts = recorded.resample(&shape, setting.seed)?;
+    let counts = recorded.resample(&shape_of(layer)?, setting.seed)?;
     let tokens = tokens_of(&counts)?;
     let inputs = Inputs::random(layer, setting.seed, Routed::Forced(tokens.clone()));
     let gpus_per_node = gpus_per_node(layer.world_size);

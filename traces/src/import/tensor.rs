@@ -205,6 +205,16 @@ struct Chunks {
 }
 
 impl Chunks {
+    fn new(array: Array, file: Place) -> Self {
+        Self {
+            data: array.data,
+            element: array.element,
+            big_endian: array.big_endian,
+            bytes: Vec::new(),
+            file,
+        }
+    }
+
     /// Reads the next `cells` elements.
     fn advance(&mut self, cells: usize) -> Result<(), TraceError> {
         let wanted = cells * self.element.bytes();
@@ -352,13 +362,7 @@ impl CountArray {
             ));
         }
         Ok(Self {
-            chunks: Chunks {
-                data: array.data,
-                element: array.element,
-                big_endian: array.big_endian,
-                bytes: Vec::new(),
-                file,
-            },
+            chunks: Chunks::new(array, file),
             extents,
             experts,
             top_k: options.top_k.unwrap_or(1),
@@ -475,13 +479,7 @@ impl TokenArray {
             ));
         }
         Ok(Self {
-            chunks: Chunks {
-                data: array.data,
-                element: array.element,
-                big_endian: array.big_endian,
-                bytes: Vec::new(),
-                file,
-            },
+            chunks: Chunks::new(array, file),
             extents,
             stepped: axes.contains(&Axis::Step),
             ranked: axes.contains(&Axis::Rank),

@@ -41,15 +41,7 @@ fn layer(
 }
 
 fn case(name: &str) -> Case {
-    let base = Plan {
-        encode: Encode::Sparse,
-        all_to_all: AllToAll::Linear,
-        layout: Layout::Flexible,
-        padding: Padding::Capacity,
-        forward_degree: 1,
-        backward_degree: 1,
-        adaptive_r: 1,
-    };
+    let base = Plan::PLAIN;
     let four = layer(4, 24, (12, 20), 8, 2, 1.0);
     let shared = layer(4, 24, (12, 20), 2, 2, 0.0);
     let (layer, gpus_per_node, plan) = match name {
