@@ -167,6 +167,33 @@ pub(crate) fn append_numbers(row: &[u8], numbers: &mut Vec<u32>) -> bool {
     }
 }
 
+/// The number of one to three digits that `bytes` begin with, and how many digits it has: 0 where
+/// there is none, 4 where there are more than three.
+///
+/// Four bytes at once: lengths in no order are what a branch a digit guesses worst.
+pub(crate) fn leading_number(bytes: &[u8]) -> (u32, usize) {
+    const EACH: u32 = 0x0101_0101;
+    let word = match bytes.first_chunk() {
+        Some(word) => u32::from_le_bytes(*word),
+        None => {
+            let mut word = [0; 4];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u32::from_le_bytes(word)
+        }
+    };
+    let values = word ^ (EACH * u32::from(b'0'));
+    // The highest bit of every byte that is above 9.
+    let others = (((values & (EACH * 0x7f)) + EACH * 0x76) | values) & (EACH * 0x80);
+    let digits = others.trailing_zeros() / 8;
+    // The first digit is in the lowest byte: shifting puts zeros before it.
+    let [_, hundreds, tens, ones] = values
+        .checked_shl(32 - 8 * digits)
+        .unwrap_or(0)
+        .to_le_bytes();
+    let number = u32::from(hundreds) * 100 + u32::from(tens) * 10 + u32::from(ones);
+    (number, digits as usize)
+}
+
 /// A whole number of at most `most`, written in digits only.
 pub(crate) fn parse_number(
     text: &str,
@@ -193,5 +220,39 @@ pub(crate) fn parse_score(text: &str, place: impl FnOnce() -> Place) -> Result<f
             "a finite number",
             quote(text.as_bytes()),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leading_number;
+    use proptest::prelude::*;
+
+    #[test]
+    fn leading_numbers_end_at_anything_else() {
+        for (text, expected) in [
+            ("", (0, 0)),
+            (",1", (0, 0)),
+            ("7", (7, 1)),
+            ("0 1", (0, 1)),
+            ("31,", (31, 2)),
+            ("127/", (127, 3)),
+            ("1:", (1, 1)),
+            ("12\u{b9}", (12, 2)),
+        ] {
+            assert_eq!(leading_number(text.as_bytes()), expected, "{text:?}");
+        }
+        assert_eq!(leading_number(b"1234").1, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn leading_numbers_are_those_of_the_standard_library(
+            number in 0_u32..1000, rest in "([^0-9].{0,9})?",
+        ) {
+            let digits = number.to_string();
+            let read = leading_number(format!("{digits}{rest}").as_bytes());
+            prop_assert_eq!(read, (number, digits.len()));
+        }
     }
 }

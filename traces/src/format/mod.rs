@@ -38,7 +38,7 @@ pub(crate) mod parquet;
 mod read;
 mod write;
 
-pub(crate) use lines::{Lines, append_numbers, parse_number, parse_score};
+pub(crate) use lines::{Lines, append_numbers, leading_number, parse_number, parse_score};
 pub use meta::TraceMeta;
 pub use parquet::ParquetWriter;
 pub use read::TraceReader;

@@ -154,8 +154,10 @@ pub(super) fn assemble<R: Rows + 'static>(
         table,
         top_k,
         ready: VecDeque::new(),
-        run: None,
-        owed: None,
+        run: Row::default(),
+        run_length: 0,
+        kept: Row::default(),
+        owed: 0,
         next: 0,
         parts: 0,
         slice: 0,
@@ -222,9 +224,12 @@ struct Assembler {
     table: Table,
     top_k: usize,
     ready: VecDeque<TraceStep>,
-    /// [`Order::Blocks`]: identical rows in a row, and such as are to be used.
-    run: Option<(Row, usize)>,
-    owed: Option<(Row, usize)>,
+    /// [`Order::Blocks`]: identical rows in a row, and how many.
+    run: Row,
+    run_length: usize,
+    /// A row to be used, and how many times it is yet to be.
+    kept: Row,
+    owed: usize,
     /// Number of the next step, where the file does not say it.
     next: u64,
     /// Steps of [`Order::Parts`], and the tokens of a rank's slice.
@@ -352,37 +357,35 @@ impl Assembler {
         self.table.push(&self.row, || rows.place())
     }
 
-    /// The next row that is not in a long run of identical ones.
-    fn next_kept(&mut self) -> Result<Option<Row>, TraceError> {
+    /// Makes the next row that is not in a long run of identical ones `kept`; false at the end.
+    ///
+    /// Rows change places and are never copied: most of the time goes into them.
+    fn keep_next(&mut self) -> Result<bool, TraceError> {
         loop {
-            if let Some((row, left)) = &mut self.owed {
-                *left -= 1;
-                if *left > 0 {
-                    return Ok(Some(row.clone()));
-                }
-                return Ok(self.owed.take().map(|(row, _)| row));
+            if self.owed > 0 {
+                self.owed -= 1;
+                return Ok(true);
             }
-            let mut row = Row::default();
-            let more = !self.ended && self.kind.read(&mut *self.rows, &mut row)?;
+            let more = !self.ended && self.kind.read(&mut *self.rows, &mut self.row)?;
             self.ended |= !more;
             if self.keep_repeats {
-                return Ok(more.then_some(row));
+                std::mem::swap(&mut self.kept, &mut self.row);
+                return Ok(more);
             }
-            if let Some((first, length)) = &mut self.run
-                && more
-                && *first == row
-            {
-                *length += 1;
+            if more && self.run_length > 0 && self.run == self.row {
+                self.run_length += 1;
                 continue;
             }
-            let run = std::mem::replace(&mut self.run, more.then_some((row, 1)));
-            match run {
-                Some((_, length)) if length >= MIN_TOKENS => {
-                    self.report.dropped_identical_tokens += length as u64;
-                }
-                Some(run) => self.owed = Some(run),
-                None if more => {}
-                None => return Ok(None),
+            let length = std::mem::replace(&mut self.run_length, usize::from(more));
+            std::mem::swap(&mut self.kept, &mut self.run);
+            std::mem::swap(&mut self.run, &mut self.row);
+            if length >= MIN_TOKENS {
+                self.report.dropped_identical_tokens += length as u64;
+            } else {
+                self.owed = length;
+            }
+            if length == 0 && !more {
+                return Ok(false);
             }
         }
     }
@@ -391,21 +394,18 @@ impl Assembler {
     fn take_block(&mut self) -> Result<(), TraceError> {
         let wanted = self.ranks * self.per_rank;
         while self.table.tokens() < wanted {
-            match self.next_kept()? {
-                Some(row) => {
-                    let rows = &self.rows;
-                    self.table.push(&row, || rows.place())?;
-                }
-                None => {
-                    self.report.left_out_tokens += self.table.tokens() as u64;
-                    self.table = Table::new(self.top_k);
-                    return Ok(());
-                }
+            if !self.keep_next()? {
+                self.report.left_out_tokens += self.table.tokens() as u64;
+                self.table = Table::new(self.top_k);
+                return Ok(());
             }
+            let rows = &self.rows;
+            self.table.push(&self.kept, || rows.place())?;
         }
         let per_rank = self.per_rank;
         let of = |_: &Table, _: usize, rank: usize| rank * per_rank..(rank + 1) * per_rank;
         self.finish_table(of, self.next)?;
+        self.table.clear();
         self.next += 1;
         Ok(())
     }
@@ -443,7 +443,10 @@ impl Assembler {
                 let first = |rank: usize| rank * (tokens / ranks) + rank.min(tokens % ranks);
                 first(rank)..first(rank + 1)
             };
-            return self.finish_table(of, step);
+            self.finish_table(of, step)?;
+            // The next step may have other layers.
+            self.table = Table::new(self.top_k);
+            return Ok(());
         }
         Ok(())
     }
@@ -453,10 +456,11 @@ impl Assembler {
         of: impl Fn(&Table, usize, usize) -> std::ops::Range<usize>,
         step: u64,
     ) -> Result<(), TraceError> {
-        let table = std::mem::replace(&mut self.table, Table::new(self.top_k));
-        for layer in 0..table.num_layers() {
-            let range = |rank: usize| of(&table, layer, rank);
-            let built = table.step(layer, step, self.experts, self.ranks, range);
+        for layer in 0..self.table.num_layers() {
+            let range = |rank: usize| of(&self.table, layer, rank);
+            let built = self
+                .table
+                .step(layer, step, self.experts, self.ranks, range);
             let built = built.map_err(|error| {
                 let field = format!("step {step}: {}", error.place());
                 error.at(self.file.clone().field(field))

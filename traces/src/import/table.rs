@@ -61,6 +61,16 @@ impl Table {
         }
     }
 
+    /// Empties the layers, for more tokens of the same ones.
+    pub(super) fn clear(&mut self) {
+        self.cells = 0;
+        for layer in &mut self.layers {
+            layer.ids.clear();
+            layer.scores.clear();
+            layer.ranks.clear();
+        }
+    }
+
     /// Number of layers seen.
     pub(super) fn num_layers(&self) -> usize {
         self.layers.len()

@@ -129,6 +129,18 @@ impl Records {
         self.lines.text_between(start, end)
     }
 
+    /// The bytes from field `column` to the end of the line, so that the field ends at the first comma.
+    /// None where the record has quotes.
+    pub(super) fn field_onwards(&self, column: usize) -> &[u8] {
+        let start = match column {
+            _ if self.quoted.is_some() => None,
+            0 => Some(0),
+            _ => self.ends.get(column - 1).map(|end| end + 1),
+        };
+        let line = start.and_then(|start| self.lines.bytes().get(start..));
+        line.unwrap_or_default()
+    }
+
     /// The record read last.
     pub(super) fn place(&self) -> Place {
         match &self.quoted {

@@ -15,7 +15,7 @@ use super::table::Row;
 use super::text::{Records, numbered};
 use super::{ImportOptions, ImportReport, Imported, names};
 use crate::error::{Place, TraceError, quote};
-use crate::format::{parse_number, parse_score};
+use crate::format::{leading_number, parse_number, parse_score};
 use crate::input::Source;
 
 /// Largest expert id.
@@ -110,7 +110,9 @@ impl TokenRecords {
         let field = |column: usize| records.place().field(self.header[column].as_str());
         let before = row.ids.len();
         for &column in &choices.ids {
-            append_ids(records.field(column), &mut row.ids, || field(column))?;
+            if !append_plain_ids(records.field_onwards(column), &mut row.ids) {
+                append_ids(records.field(column), &mut row.ids, || field(column))?;
+            }
         }
         let first = choices.ids.first().copied().unwrap_or_default();
         let whole = || quote(records.field(first).as_bytes());
@@ -240,7 +242,17 @@ fn find_choices(header: &[String], records: &Records) -> Result<Vec<Choices>, Tr
 
 /// Whether no id comes twice, and there are not too many to tell.
 pub(super) fn are_different(ids: &[u32]) -> bool {
-    ids.len() <= MAX_CHOICES && (1..ids.len()).all(|index| !ids[..index].contains(&ids[index]))
+    if ids.len() > MAX_CHOICES {
+        return false;
+    }
+    // Without an early end: there are few, and they are almost always different.
+    let mut twice = false;
+    for (index, id) in ids.iter().enumerate() {
+        for other in &ids[..index] {
+            twice |= id == other;
+        }
+    }
+    !twice
 }
 
 /// The numbers of a cell, which may be separated by anything that lists are written with.
@@ -249,40 +261,29 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         .filter(|piece| !piece.is_empty())
 }
 
-fn append_ids(text: &str, ids: &mut Vec<u32>, place: impl Fn() -> Place) -> Result<(), TraceError> {
-    // Almost all cells are digits and single spaces.
+/// Appends the ids of the cell that `line` begins with, which ends at a comma or with the line.
+///
+/// Gives up at whatever is not up to three digits and single spaces, which almost all cells are.
+fn append_plain_ids(line: &[u8], ids: &mut Vec<u32>) -> bool {
     let before = ids.len();
-    let (mut value, mut digits) = (0_u32, 0);
-    for &byte in text.as_bytes() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit < 10 && digits < 7 {
-            value = value * 10 + u32::from(digit);
-            digits += 1;
-        } else if byte == b' ' && digits > 0 {
-            ids.push(value);
-            (value, digits) = (0, 0);
-        } else {
-            ids.truncate(before);
-            return append_any_ids(text, ids, place);
+    let mut rest = line;
+    loop {
+        let (id, digits) = leading_number(rest);
+        if !(1..4).contains(&digits) {
+            break;
+        }
+        ids.push(id);
+        match rest.get(digits) {
+            None | Some(b',') => return true,
+            Some(b' ') => rest = &rest[digits + 1..],
+            Some(_) => break,
         }
     }
-    if digits > 0 {
-        ids.push(value);
-    }
-    match ids[before..].iter().all(|&id| u64::from(id) <= MAX_EXPERT) {
-        true => Ok(()),
-        false => {
-            ids.truncate(before);
-            append_any_ids(text, ids, place)
-        }
-    }
+    ids.truncate(before);
+    false
 }
 
-fn append_any_ids(
-    text: &str,
-    ids: &mut Vec<u32>,
-    place: impl Fn() -> Place,
-) -> Result<(), TraceError> {
+fn append_ids(text: &str, ids: &mut Vec<u32>, place: impl Fn() -> Place) -> Result<(), TraceError> {
     let before = ids.len();
     for piece in pieces(text) {
         ids.push(parse_number(piece, MAX_EXPERT, &place)? as u32);
