@@ -4,8 +4,8 @@ use crate::error::{Error, Place};
 use crate::settings::RoutingSettings;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_traces::{
-    ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, TraceError, TraceSource,
-    shipped,
+    ImportOptions, RoutingSpec, RoutingStep, SHIPPED, Shape, Trace, TraceError, TraceMeta,
+    TraceSource, shipped,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -286,14 +286,7 @@ fn recorded(
     steps: u64,
     place: &dyn Fn(&str) -> Place,
 ) -> Result<Kind, Error> {
-    let defaults = ImportOptions::default();
-    let options = ImportOptions {
-        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
-        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-        experts: settings.trace_experts,
-        top_k: settings.trace_top_k,
-        ..defaults
-    };
+    let options = import_options!(settings);
     // A trace may be larger than the memory: it is read once to know its steps, and again for
     // those that are replayed.
     let mut recorded: BTreeMap<u32, usize> = BTreeMap::new();
@@ -342,17 +335,43 @@ fn recorded(
     })
 }
 
+/// What settings named `trace-ranks`, `trace-tokens`, ... say of files that leave it open. Two groups of
+/// settings have them, as flattened TOML tables cannot refuse unknown fields.
+macro_rules! import_options {
+    ($settings:expr) => {{
+        let defaults = moeplan_traces::ImportOptions::default();
+        moeplan_traces::ImportOptions {
+            source_ranks: $settings.trace_ranks.unwrap_or(defaults.source_ranks),
+            tokens_per_rank: $settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+            experts: $settings.trace_experts,
+            top_k: $settings.trace_top_k,
+            ..defaults
+        }
+    }};
+}
+pub(crate) use import_options;
+
 /// The steps of a trace, one at a time.
-enum Stream {
-    Shipped(std::vec::IntoIter<RoutingStep>),
+pub enum Stream {
+    /// Of a trace that ships.
+    Shipped(TraceMeta, std::vec::IntoIter<RoutingStep>),
+    /// Of a file.
     File(Box<TraceSource>),
 }
 
 impl Stream {
+    /// Where the trace comes from: complete after the last step.
+    pub fn meta(&self) -> TraceMeta {
+        match self {
+            Stream::Shipped(meta, _) => meta.clone(),
+            Stream::File(source) => source.meta_seen(),
+        }
+    }
+
     /// What was left out so far of what is in the file.
     fn reduced(&self) -> Vec<String> {
         match self {
-            Stream::Shipped(_) => Vec::new(),
+            Stream::Shipped(..) => Vec::new(),
             Stream::File(source) => source.report().reduced(),
         }
     }
@@ -363,21 +382,26 @@ impl Iterator for Stream {
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Stream::Shipped(steps) => steps.next().map(Ok),
+            Stream::Shipped(_, steps) => steps.next().map(Ok),
             Stream::File(source) => source.next(),
         }
     }
 }
 
-fn stream(name: &str, options: &ImportOptions, place: Place) -> Result<Stream, Error> {
+/// A shipped trace, or the file of this name, step by step; `place` is where it was named.
+///
+/// # Errors
+/// No such trace, or one that is none.
+pub fn stream(name: &str, options: &ImportOptions, place: Place) -> Result<Stream, Error> {
     if SHIPPED.contains(&name) {
-        return Ok(Stream::Shipped(shipped(name)?.steps.into_iter()));
+        let Trace { meta, steps } = shipped(name)?;
+        return Ok(Stream::Shipped(meta, steps.into_iter()));
     }
     let source = open_file(name, options, place)?;
     Ok(Stream::File(Box::new(source)))
 }
 
-/// A shipped trace, or the file of this name; `place` is where it was named.
+/// The same, all of it in memory.
 ///
 /// # Errors
 /// No such trace, or one that cannot be read.

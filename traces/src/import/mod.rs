@@ -42,7 +42,7 @@ use crate::error::TraceError;
 use crate::format::parquet::{ParquetReader, open_batches};
 use crate::format::{Trace, TraceMeta, TraceReader, TraceStep};
 use crate::input::{Input, Source};
-use crate::routing::RoutingStep;
+use crate::routing::{RoutingStep, Shape};
 use repeats::Repeats;
 
 /// Steps in ascending order of (step, layer).
@@ -111,6 +111,9 @@ pub struct TraceSource {
     canonical: bool,
     steps: Box<dyn Steps>,
     finished: bool,
+    /// Shape of the first step, and whether all others have it.
+    shape: Option<Shape>,
+    even: bool,
 }
 
 impl std::fmt::Debug for TraceSource {
@@ -131,6 +134,8 @@ impl TraceSource {
             canonical: true,
             steps: Box::new(steps),
             finished: false,
+            shape: None,
+            even: true,
         }
     }
 
@@ -162,20 +167,34 @@ impl TraceSource {
         step
     }
 
-    /// All steps as counts, in memory.
-    pub fn read(mut self) -> Result<Trace, TraceError> {
-        let steps = self.by_ref().collect::<Result<Vec<_>, _>>()?;
+    /// The metadata with what was seen and done on the way: complete after the last step.
+    pub fn meta_seen(&self) -> TraceMeta {
         let report = self.report();
-        let mut meta = self.meta;
+        let mut meta = self.meta.clone();
         meta.reduced.extend(report.reduced());
         meta.notes.extend(report.assumed);
         if !self.canonical {
-            let shape = steps.first().and_then(RoutingStep::shape);
-            let even = shape.is_some() && steps.iter().all(|step| step.shape() == shape);
-            let tokens = shape.map(|shape| shape.tokens_per_rank);
-            meta.tokens_per_rank = tokens.filter(|_| even);
+            let shape = self.shape.filter(|_| self.even);
+            meta.tokens_per_rank = shape.map(|shape| shape.tokens_per_rank);
         }
+        meta
+    }
+
+    /// All steps as counts, in memory.
+    pub fn read(mut self) -> Result<Trace, TraceError> {
+        let steps = self.by_ref().collect::<Result<Vec<_>, _>>()?;
+        let meta = self.meta_seen();
         Ok(Trace { meta, steps })
+    }
+
+    /// Notes the shape of a step.
+    fn see(&mut self, step: RoutingStep) -> RoutingStep {
+        if !self.canonical && self.even {
+            let shape = step.shape();
+            self.even = shape.is_some() && self.shape.is_none_or(|first| Some(first) == shape);
+            self.shape = shape;
+        }
+        step
     }
 }
 
@@ -184,7 +203,7 @@ impl Iterator for TraceSource {
 
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.next_step().transpose()?;
-        Some(step.map(TraceStep::into_counts))
+        Some(step.map(|step| self.see(step.into_counts())))
     }
 }
 
@@ -265,6 +284,8 @@ pub fn open(
         canonical: false,
         steps: Box::new(Repeats::new(imported.steps, options, source.place())),
         finished: false,
+        shape: None,
+        even: true,
     })
 }
 

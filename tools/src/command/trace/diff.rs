@@ -29,23 +29,17 @@ pub struct DiffArgs {
 /// Traces that cannot be read, or have no layer in common.
 pub fn run(first: &str, second: &str, given: &Given) -> Result<Answer, Error> {
     let measures = Measures::new(given)?;
-    let traces = [
-        measures.open(first, "a", given)?,
-        measures.open(second, "b", given)?,
-    ];
-    let stats = traces.each_ref().map(|trace| measures.of(trace));
-    let distance = stats[0].distance(&stats[1])?;
+    let a = measures.survey(first, "a", given)?;
+    let b = measures.survey(second, "b", given)?;
+    let distance = a.stats.distance(&b.stats)?;
     let mut text = String::new();
-    for ((label, name), (trace, stats)) in [("A", first), ("B", second)]
-        .into_iter()
-        .zip(traces.iter().zip(&stats))
-    {
-        let first_line = trace::heading(name, &trace.meta, stats);
+    for (label, name, survey) in [("A", first, &a), ("B", second, &b)] {
+        let first_line = trace::heading(name, &survey.meta, &survey.stats);
         let first_line = first_line.lines().next().unwrap_or_default();
         text += &format!("{label} = {first_line}\n");
     }
     text += "\n";
-    text += &trace::side_by_side(["A", "B"], stats.each_ref());
+    text += &trace::side_by_side(["A", "B"], [&a.stats, &b.stats]);
     text += "\n";
     text += &trace::distances(&distance);
     let mut settings = measures.to_json();
@@ -56,8 +50,8 @@ pub fn run(first: &str, second: &str, given: &Given) -> Result<Answer, Error> {
         settings,
         seed: given.seed(),
         body: body([
-            ("a", Value::Array(measures.layers(&stats[0], true)?)),
-            ("b", Value::Array(measures.layers(&stats[1], true)?)),
+            ("a", Value::Array(measures.layers(&a.stats, true)?)),
+            ("b", Value::Array(measures.layers(&b.stats, true)?)),
             ("distance", to_json(&distance.layers)?),
             ("only_in_a", json!(distance.only_in_first)),
             ("only_in_b", json!(distance.only_in_second)),

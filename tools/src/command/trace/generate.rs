@@ -9,7 +9,8 @@ use crate::session::Session;
 use crate::settings::{ShapeSettings, TraceSettings};
 use clap::Args;
 use moeplan_traces::{
-    FittedTrace, RoutingSpec, RoutingStep, Shape, Trace, TraceError, TraceMeta, Transitions,
+    FittedTrace, RoutingSpec, RoutingStep, Shape, Trace, TraceError, TraceMeta, TraceStats,
+    Transitions,
 };
 use serde_json::{Value, json};
 use std::fs::File;
@@ -127,7 +128,7 @@ pub fn run(args: &GenerateArgs, given: &Given, session: &mut Session<'_>) -> Res
         ));
     }
     let model = match &args.like {
-        Some(name) => Some((name, measures.open(name, "like", given)?)),
+        Some(name) => Some((name, measures.read(name, "like", given)?)),
         None => None,
     };
     let (maker, count, what) = match (&model, args.spec) {
@@ -146,7 +147,8 @@ pub fn run(args: &GenerateArgs, given: &Given, session: &mut Session<'_>) -> Res
     let mut body = body([("file", json!(path)), ("trace", to_json(&meta)?)]);
     match &model {
         Some((_, model)) => {
-            let before = measures.of(model);
+            let (factors, lags) = (&measures.capacity_factors, &measures.lags);
+            let before = TraceStats::of(&model.steps, factors, lags);
             let distance = before.distance(&stats)?;
             text += &trace::side_by_side(["recorded", "made"], [&before, &stats]);
             text += "\n";

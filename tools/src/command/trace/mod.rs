@@ -12,16 +12,17 @@ use crate::command::compare::to_json;
 use crate::error::{Error, Exit, Place};
 use crate::output::{self, Answer};
 use crate::resolve::Given;
-use crate::routing;
+use crate::routing::{self, Stream, import_options};
 use crate::session::Session;
 use crate::settings::TraceSettings;
 use crate::trace_file::TraceFile;
 use clap::Subcommand;
 use moeplan_traces::{
-    ImportOptions, LAGS, LayerStats, RoutingStep, StatsBuilder, StepStats, Trace, TraceMeta,
+    LAGS, LayerStats, RoutingStep, StatsBuilder, StepStats, Trace, TraceError, TraceMeta,
     TraceStats, TraceStep,
 };
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// Capacity factors when nothing is said.
 const CAPACITY_FACTORS: [f64; 3] = [1.0, 1.25, 2.0];
@@ -136,36 +137,72 @@ impl Measures {
         StatsBuilder::new(&self.capacity_factors, &self.lags)
     }
 
-    fn of(&self, trace: &Trace) -> TraceStats {
-        TraceStats::of(&trace.steps, &self.capacity_factors, &self.lags)
+    /// The trace that `argument` names, step by step, one layer of it if only one is asked for.
+    fn stream(
+        &self,
+        name: &str,
+        argument: &str,
+    ) -> Result<impl Iterator<Item = Result<RoutingStep, TraceError>>, Error> {
+        let stream = self.open(name, argument)?;
+        Ok(stream.filter(|step| step.as_ref().map_or(true, |step| self.wants(step))))
     }
 
-    /// The trace that `argument` names, one layer of it if only one is asked for.
-    fn open(&self, name: &str, argument: &str, given: &Given) -> Result<Trace, Error> {
-        let defaults = ImportOptions::default();
-        let settings = &self.settings;
-        let options = ImportOptions {
-            source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
-            tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-            experts: settings.trace_experts,
-            top_k: settings.trace_top_k,
-            ..defaults
-        };
-        let mut trace = routing::open(name, &options, Place::flag(format!("--{argument}")))?;
-        if let Some(layer) = settings.layer {
-            let layers = trace.layers();
-            if !layers.contains(&layer) {
+    fn open(&self, name: &str, argument: &str) -> Result<Stream, Error> {
+        let options = import_options!(self.settings);
+        routing::stream(name, &options, Place::flag(format!("--{argument}")))
+    }
+
+    /// Measures the trace that `argument` names, a step in memory at a time.
+    fn survey(&self, name: &str, argument: &str, given: &Given) -> Result<Survey, Error> {
+        let mut stream = self.open(name, argument)?;
+        let mut builder = self.builder();
+        let mut layers = BTreeSet::new();
+        let (mut steps, mut last) = (0, None);
+        for step in stream.by_ref() {
+            let step = step?;
+            layers.insert(step.layer());
+            if self.wants(&step) {
+                steps += u64::from(last.replace(step.step()) != Some(step.step()));
+                builder.push(&step);
+            }
+        }
+        self.check_layer(&layers, given)?;
+        Ok(Survey {
+            meta: stream.meta(),
+            stats: builder.finish(),
+            steps,
+        })
+    }
+
+    /// The trace that `argument` names, in memory.
+    fn read(&self, name: &str, argument: &str, given: &Given) -> Result<Trace, Error> {
+        let mut stream = self.open(name, argument)?;
+        let mut steps = stream.by_ref().collect::<Result<Vec<_>, _>>()?;
+        self.check_layer(&steps.iter().map(RoutingStep::layer).collect(), given)?;
+        steps.retain(|step| self.wants(step));
+        let meta = stream.meta();
+        Ok(Trace { meta, steps })
+    }
+
+    /// Whether a step is of the layer that is asked for.
+    fn wants(&self, step: &RoutingStep) -> bool {
+        self.settings
+            .layer
+            .is_none_or(|layer| layer == step.layer())
+    }
+
+    /// Fails where the layer asked for is none of `layers`.
+    fn check_layer(&self, layers: &BTreeSet<u32>, given: &Given) -> Result<(), Error> {
+        match self.settings.layer {
+            Some(layer) if !layers.contains(&layer) => {
                 let known: Vec<String> = layers.iter().map(ToString::to_string).collect();
                 let known = known.join(", ");
                 let message = format!("expected a recorded layer ({known}), found {layer}");
-                return Err(Error::input(
-                    given.place(&["trace"], None, "layer"),
-                    message,
-                ));
+                let place = given.place(&["trace"], None, "layer");
+                Err(Error::input(place, message))
             }
-            trace.steps.retain(|step| step.layer() == layer);
+            Some(_) | None => Ok(()),
         }
-        Ok(trace)
     }
 
     fn to_json(&self) -> Value {
@@ -215,6 +252,14 @@ impl Measures {
             .collect();
         Value::Object(map)
     }
+}
+
+/// What a trace was found to hold.
+struct Survey {
+    meta: TraceMeta,
+    stats: TraceStats,
+    /// Recorded steps, all layers of each counted once.
+    steps: u64,
 }
 
 /// A written trace.

@@ -9,8 +9,9 @@ use crate::resolve::Given;
 use crate::session::Session;
 use crate::settings::{ShapeSettings, TraceSettings};
 use clap::Args;
-use moeplan_traces::{RoutingStep, Shape, Trace, TraceMeta};
+use moeplan_traces::{RoutingStep, Shape, TraceError, TraceMeta};
 use serde_json::{Value, json};
+use std::iter::Peekable;
 
 /// What a resampled trace keeps of the recorded one.
 const KEPT: &str = "kept: which experts are popular and by how much, how ranks differ (rank s replays recorded \
@@ -41,43 +42,49 @@ pub struct ResampleArgs {
 /// A trace that cannot be read, a shape that cannot be drawn.
 pub fn run(name: &str, given: &Given, session: &mut Session<'_>) -> Result<Answer, Error> {
     let measures = Measures::new(given)?;
-    let trace = measures.open(name, "trace", given)?;
+    let recorded = measures.survey(name, "trace", given)?;
     let asked = given.flags.trace_shape.over(&given.file.trace_shape);
     let place = |field: &str| given.place(&["trace-shape"], None, field);
-    let shape = shape(&trace, &asked, &place)?;
-    let times = times(&trace, &asked, &place)?;
+    let shape = shape(&recorded.meta, &asked, &place)?;
+    let steps = count(recorded.steps, &asked, &place)?;
     let seed = given.seed();
     let command = format!(
         "moeplan trace resample {name} --gpus {} --num-experts {} --tokens-per-step {} --top-k {} \
          --steps {} --seed {seed}",
-        shape.ranks,
-        shape.experts,
-        shape.tokens_per_rank,
-        shape.top_k,
-        times.len()
+        shape.ranks, shape.experts, shape.tokens_per_rank, shape.top_k, steps
     );
     let mut meta = TraceMeta {
         experts: shape.experts,
         top_k: shape.top_k,
         source_ranks: shape.ranks,
         tokens_per_rank: Some(shape.tokens_per_rank),
-        ..trace.meta.clone()
+        ..recorded.meta.clone()
     };
     meta.notes.push(format!("resampled: {command}"));
     meta.notes.push(KEPT.to_owned());
     meta.notes.push(ASSUMED.to_owned());
-    let count = times.len() as u64;
-    let Written { path, stats } = write(&meta, count, &measures, session, |index| {
-        let steps = times[index as usize].iter();
-        steps
-            .map(|step| Ok(step.resample(&shape, seed)?))
-            .collect::<Result<_, Error>>()
+    // Read again for the steps that are kept: spread from the first to the last.
+    let mut stream = measures.stream(name, "trace")?.peekable();
+    let mut passed = 0;
+    let Written { path, stats } = write(&meta, steps, &measures, session, |index| {
+        let kept = index * (recorded.steps - 1) / (steps - 1).max(1);
+        while passed < kept {
+            next_step(&mut stream, |_| Ok(()))?;
+            passed += 1;
+        }
+        let mut drawn = Vec::new();
+        next_step(&mut stream, |step| {
+            drawn.push(step.resample(&shape, seed)?);
+            Ok(())
+        })?;
+        passed += 1;
+        Ok(drawn)
     })?;
-    let before = measures.of(&trace);
+    let before = recorded.stats;
     let mut text = trace::heading(&path, &meta, &stats);
     text += "\n";
     text += &trace::side_by_side(["before", "after"], [&before, &stats]);
-    if shape.experts != trace.meta.experts {
+    if shape.experts != recorded.meta.experts {
         text += "\n";
         text += &paragraph(
             "Loads of single experts cannot be compared: the traces differ in experts.",
@@ -91,7 +98,7 @@ pub fn run(name: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
         command: "trace resample",
         settings: json!({
             "trace": name, "gpus": shape.ranks, "num-experts": shape.experts,
-            "tokens-per-step": shape.tokens_per_rank, "top-k": shape.top_k, "steps": times.len(),
+            "tokens-per-step": shape.tokens_per_rank, "top-k": shape.top_k, "steps": steps,
         }),
         seed,
         body: body([
@@ -108,11 +115,10 @@ pub fn run(name: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
 }
 
 fn shape(
-    trace: &Trace,
+    meta: &TraceMeta,
     asked: &ShapeSettings,
     place: &dyn Fn(&str) -> Place,
 ) -> Result<Shape, Error> {
-    let meta = &trace.meta;
     if asked.layers.is_some() {
         let message = "expected a setting of `trace generate`; choose a layer with --layer";
         return Err(Error::input(place("layers"), message));
@@ -130,21 +136,35 @@ fn shape(
     super::generate::checked(shape, place)
 }
 
-/// The recorded steps that are kept, all layers of each: spread from the first to the last.
-fn times<'a>(
-    trace: &'a Trace,
+/// How many of the `recorded` steps are kept.
+fn count(
+    recorded: u64,
     asked: &ShapeSettings,
     place: &dyn Fn(&str) -> Place,
-) -> Result<Vec<&'a [RoutingStep]>, Error> {
-    let groups: Vec<&[RoutingStep]> = trace.steps.chunk_by(|a, b| a.step() == b.step()).collect();
-    let recorded = groups.len() as u64;
+) -> Result<u64, Error> {
     let wanted = asked.steps.unwrap_or(recorded);
-    if !(1..=recorded).contains(&wanted) {
-        let message = format!("expected 1 to the {recorded} recorded steps, found {wanted}");
-        return Err(Error::input(place("steps"), message));
+    if (1..=recorded).contains(&wanted) {
+        return Ok(wanted);
     }
-    let kept = |index: u64| index * (recorded - 1) / (wanted - 1).max(1);
-    Ok((0..wanted)
-        .map(|index| groups[kept(index) as usize])
-        .collect())
+    let message = format!("expected 1 to the {recorded} recorded steps, found {wanted}");
+    Err(Error::input(place("steps"), message))
+}
+
+/// Takes all layers of the next step.
+fn next_step(
+    stream: &mut Peekable<impl Iterator<Item = Result<RoutingStep, TraceError>>>,
+    mut take: impl FnMut(RoutingStep) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Some(first) = stream.next().transpose()? else {
+        return Ok(());
+    };
+    let number = first.step();
+    take(first)?;
+    let same = |step: &Result<RoutingStep, TraceError>| {
+        step.as_ref().map_or(true, |step| step.step() == number)
+    };
+    while let Some(step) = stream.next_if(same) {
+        take(step?)?;
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `trace stats`: one trace described.
 
-use super::{Measures, body};
+use super::{Measures, Survey, body};
 use crate::command::compare::to_json;
 use crate::error::Error;
 use crate::output::{Answer, trace};
@@ -29,17 +29,16 @@ pub struct StatsArgs {
 /// A trace that cannot be read.
 pub fn run(name: &str, given: &Given) -> Result<Answer, Error> {
     let measures = Measures::new(given)?;
-    let trace = measures.open(name, "trace", given)?;
-    let stats = measures.of(&trace);
+    let Survey { meta, stats, .. } = measures.survey(name, "trace", given)?;
     let per_step = given.flags.report.per_step || given.file.report.per_step;
     let factors = &measures.capacity_factors;
-    let mut text = trace::heading(name, &trace.meta, &stats);
+    let mut text = trace::heading(name, &meta, &stats);
     text += "\n";
     text += &trace::summary(&stats, factors);
     text += "\n";
     text += &trace::plots(&stats);
     let mut body = body([
-        ("trace", to_json(&trace.meta)?),
+        ("trace", to_json(&meta)?),
         ("layers", Value::Array(measures.layers(&stats, false)?)),
     ]);
     if per_step {
