@@ -39,7 +39,9 @@ fn number(value: &Value) -> f64 {
 
 #[test]
 fn help_of_every_command() {
-    for command in ["stats", "diff", "generate", "resample", "study", "list"] {
+    for command in [
+        "stats", "diff", "generate", "resample", "import", "study", "list",
+    ] {
         let help = done(&format!("trace {command} --help")).stdout;
         insta::assert_snapshot!(format!("help-trace-{command}"), help);
     }

@@ -418,21 +418,40 @@ pub fn open(name: &str, options: &ImportOptions, place: Place) -> Result<Trace, 
 /// # Errors
 /// No such file, or one that is no trace.
 pub fn open_file(name: &str, options: &ImportOptions, place: Place) -> Result<TraceSource, Error> {
-    let file = match File::open(name) {
-        Ok(file) => file,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+    Ok(moeplan_traces::open(file(name, place)?, name, options)?)
+}
+
+/// The same of what the ranks of one run recorded, a file each.
+///
+/// # Errors
+/// No such file, one that is no trace, or files that differ in experts or top-k.
+pub fn open_files(
+    names: &[String],
+    options: &ImportOptions,
+    place: &Place,
+) -> Result<TraceSource, Error> {
+    if let [name] = names {
+        return open_file(name, options, place.clone());
+    }
+    let files = names
+        .iter()
+        .map(|name| Ok((file(name, place.clone())?, name.clone())));
+    let files = files.collect::<Result<_, Error>>()?;
+    Ok(moeplan_traces::open_ranks(files, options)?)
+}
+
+fn file(name: &str, place: Place) -> Result<File, Error> {
+    File::open(name).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
             let message = format!(
                 "expected a shipped trace ({}) or a file, found `{name}`",
                 SHIPPED.join(", ")
             );
-            return Err(Error::input(place, message));
+            Error::input(place, message)
         }
-        Err(source) => {
-            return Err(Error::Read {
-                path: name.to_owned(),
-                source,
-            });
-        }
-    };
-    Ok(moeplan_traces::open(file, name, options)?)
+        _ => Error::Read {
+            path: name.to_owned(),
+            source,
+        },
+    })
 }

@@ -19,7 +19,7 @@ mod tokens;
 pub use error::{Place, TraceError};
 pub use format::{ParquetWriter, Trace, TraceMeta, TraceReader, TraceStep, TraceWriter};
 pub use generate::{Curve, Domains, FittedTrace, Popularity, RoutingSpec, Transitions, Workload};
-pub use import::{Assign, Axis, ImportOptions, ImportReport, TraceSource, open};
+pub use import::{Assign, Axis, ImportOptions, ImportReport, TraceSource, open, open_ranks};
 pub use input::Input;
 pub use routing::{RoutingStep, Shape};
 pub use shipped::{SHIPPED, shipped};

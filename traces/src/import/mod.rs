@@ -19,6 +19,7 @@ mod assemble;
 mod columns;
 mod counts;
 mod grouped;
+mod joined;
 mod jsonl;
 mod matrix;
 mod names;
@@ -38,7 +39,7 @@ mod zipped;
 pub use options::{Assign, Axis, ImportOptions};
 pub use report::ImportReport;
 
-use crate::error::TraceError;
+use crate::error::{Place, TraceError};
 use crate::format::parquet::{ParquetReader, open_batches};
 use crate::format::{Trace, TraceMeta, TraceReader, TraceStep};
 use crate::input::{Input, Source};
@@ -139,6 +140,22 @@ impl TraceSource {
         }
     }
 
+    fn imported(imported: Imported, name: &str, options: &ImportOptions) -> Self {
+        let mut meta = imported.meta;
+        meta.origin = name.trim().replace(['\n', '\r'], " ");
+        let mut report = imported.report;
+        report.divided_by = options.dp_size.or(report.divided_by);
+        Self {
+            meta,
+            report,
+            canonical: false,
+            steps: Box::new(Repeats::new(imported.steps, options, Place::of(name))),
+            finished: false,
+            shape: None,
+            even: true,
+        }
+    }
+
     /// Where the trace comes from and what all its steps share. Of imported files the sizes and
     /// what was done to them is known, little else.
     pub fn meta(&self) -> &TraceMeta {
@@ -228,6 +245,49 @@ pub fn open(
     name: &str,
     options: &ImportOptions,
 ) -> Result<TraceSource, TraceError> {
+    Ok(match open_any(input, name, options)? {
+        Opened::Canonical(source) => source,
+        Opened::Imported(imported) => TraceSource::imported(imported, name, options),
+    })
+}
+
+/// Opens the files that the ranks of one run recorded, as one trace: the source ranks of every file
+/// follow those of the file before. Steps that not all of them have are left out.
+pub fn open_ranks(
+    inputs: Vec<(impl Input, String)>,
+    options: &ImportOptions,
+) -> Result<TraceSource, TraceError> {
+    let mut parts = Vec::with_capacity(inputs.len());
+    for (input, name) in inputs {
+        match open_any(input, &name, options)? {
+            Opened::Imported(imported) => parts.push((name, imported)),
+            Opened::Canonical(_) => {
+                let expected = "what one rank recorded, as several files are joined";
+                let place = Place::of(name.as_str());
+                return Err(TraceError::invalid(
+                    place,
+                    expected,
+                    "a trace of moeplan's own",
+                ));
+            }
+        }
+    }
+    let name = match parts.as_slice() {
+        [(first, _)] => first.clone(),
+        [(first, _), more @ ..] => format!("{first} and {} more", more.len()),
+        [] => String::new(),
+    };
+    let joined = joined::join(parts)?;
+    Ok(TraceSource::imported(joined, &name, options))
+}
+
+/// A file of either kind.
+enum Opened {
+    Canonical(TraceSource),
+    Imported(Imported),
+}
+
+fn open_any(input: impl Input, name: &str, options: &ImportOptions) -> Result<Opened, TraceError> {
     let source = Source::new(input, name)?;
     options.check(source.place())?;
     let head = source.head(HEAD)?;
@@ -242,22 +302,22 @@ pub fn open(
         [b'#', ..] => {
             let reader = TraceReader::new(source.stream()?, name)?;
             let meta = reader.meta().clone();
-            return Ok(TraceSource::canonical(
+            return Ok(Opened::Canonical(TraceSource::canonical(
                 "moeplan-trace/1, CSV",
                 &meta,
                 reader,
-            ));
+            )));
         }
         [b'P', b'A', b'R', b'1', ..] => {
             let batches = open_batches(&source)?;
             if batches.metadata.is_some() {
                 let reader = ParquetReader::new(batches, name)?;
                 let meta = reader.meta().clone();
-                return Ok(TraceSource::canonical(
+                return Ok(Opened::Canonical(TraceSource::canonical(
                     "moeplan-trace/1, Parquet",
                     &meta,
                     reader,
-                ));
+                )));
             }
             columns::read_parquet(&source, options)?
         }
@@ -272,21 +332,7 @@ pub fn open(
             _ => text::read(&source, options)?,
         },
     };
-    let mut meta = imported.meta;
-    meta.origin = name.trim().replace(['\n', '\r'], " ");
-    let mut report = imported.report;
-    if let Some(dp_size) = options.dp_size {
-        report.divided_by = Some(dp_size);
-    }
-    Ok(TraceSource {
-        meta,
-        report,
-        canonical: false,
-        steps: Box::new(Repeats::new(imported.steps, options, source.place())),
-        finished: false,
-        shape: None,
-        even: true,
-    })
+    Ok(Opened::Imported(imported))
 }
 
 /// Bytes by which a layout is recognised.

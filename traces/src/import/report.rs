@@ -17,6 +17,8 @@ pub struct ImportReport {
     pub dropped_empty_steps: u64,
     /// Layers without tokens dropped from steps that have some: dense layers, mostly.
     pub dropped_empty_layers: u64,
+    /// Layers of steps left out because not all files of the run have them.
+    pub lacking_steps: u64,
     /// Tokens dropped because they stood in a run of identical ones.
     pub dropped_identical_tokens: u64,
     /// Tokens left out because they do not fill a step.
@@ -52,6 +54,10 @@ impl ImportReport {
         say(
             self.dropped_empty_layers,
             "layers without tokens dropped from steps (dense layers)",
+        );
+        say(
+            self.lacking_steps,
+            "layers of steps left out that not all files have",
         );
         say(
             self.dropped_identical_tokens,

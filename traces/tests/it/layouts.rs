@@ -571,3 +571,46 @@ fn arrow(batch: &RecordBatch) -> Vec<u8> {
     drop(writer);
     bytes
 }
+
+#[test]
+fn files_of_single_ranks_are_joined() {
+    let file = |rows: &[(u64, [u32; 4])]| {
+        let mut text = String::from("step,layer,rank,expert0,expert1,expert2,expert3\n");
+        for (step, counts) in rows {
+            let [a, b, c, d] = counts;
+            text += &format!("{step},0,0,{a},{b},{c},{d}\n");
+        }
+        Cursor::new(text.into_bytes())
+    };
+    let first = file(&[(0, [1, 2, 3, 4]), (1, [9, 0, 0, 1]), (3, [2, 2, 2, 2])]);
+    let second = file(&[(1, [0, 5, 1, 4]), (2, [1, 1, 1, 1]), (3, [8, 0, 0, 0])]);
+    let options = ImportOptions {
+        top_k: Some(1),
+        ..ImportOptions::default()
+    };
+    let files = vec![(first, "a".to_owned()), (second, "b".to_owned())];
+    let mut source = moeplan_traces::open_ranks(files, &options).unwrap();
+    let steps: Vec<RoutingStep> = source.by_ref().map(Result::unwrap).collect();
+    assert_eq!(source.meta().source_ranks, 2);
+    let found: Vec<_> = steps
+        .iter()
+        .map(|step| (step.step(), step.all_counts()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (1, &[9, 0, 0, 1, 0, 5, 1, 4][..]),
+            (3, &[2, 2, 2, 2, 8, 0, 0, 0][..]),
+        ]
+    );
+    // Step 0 of the first and step 2 of the second.
+    assert_eq!(source.report().lacking_steps, 2);
+
+    let wide = Cursor::new(b"step,layer,rank,expert0,expert1\n0,0,0,1,2\n".to_vec());
+    let files = vec![
+        (file(&[(0, [1; 4])]), "a".to_owned()),
+        (wide, "b".to_owned()),
+    ];
+    let error = moeplan_traces::open_ranks(files, &options).unwrap_err();
+    assert_eq!(error.place().name, "b");
+}

@@ -7,7 +7,7 @@ use crate::output::numbers::{count, three};
 use crate::output::table::paragraph;
 use crate::output::{self, Answer};
 use crate::resolve::Given;
-use crate::routing::open_file;
+use crate::routing::open_files;
 use crate::session::Session;
 use crate::settings::ImportSettings;
 use crate::trace_file::TraceFile;
@@ -21,9 +21,10 @@ use std::path::Path;
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
     /// What was recorded: SGLang, vLLM, NumPy, PyTorch, CSV, JSON lines, Parquet or Arrow, also
-    /// packed by gzip or zstd; told by its contents (docs/formats.md)
-    #[arg(value_name = "FILE")]
-    pub file: String,
+    /// packed by gzip or zstd; told by its contents (docs/formats.md). Several files are what the ranks
+    /// of one run recorded, a file a rank, in the order given
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<String>,
     /// What the file leaves open.
     #[command(flatten)]
     pub settings: ImportSettings,
@@ -66,11 +67,11 @@ impl Tally {
     }
 }
 
-/// Imports `file`.
+/// Imports `files`.
 ///
 /// # Errors
 /// A file that is no trace, or an output that cannot be written.
-pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answer, Error> {
+pub fn run(files: &[String], given: &Given, session: &mut Session<'_>) -> Result<Answer, Error> {
     let settings = given.flags.trace_import.over(&given.file.trace_import);
     let options = settings.options().map_err(|(field, message)| {
         Error::input(given.place(&["trace-import"], None, field), message)
@@ -82,7 +83,11 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     };
     // The metadata stand above the steps and tell what was dropped of them: so the file is read
     // twice, unless it tells them itself.
-    let open = |options: &ImportOptions| open_file(file, options, Place::flag("FILE"));
+    let open = |options: &ImportOptions| open_files(files, options, &Place::flag("FILE"));
+    let file = &match files {
+        [one] => one.clone(),
+        _ => format!("{} files", files.len()),
+    };
     let mut source = open(&options)?;
     let known = source.is_canonical();
     let mut tally = Tally::default();
@@ -94,7 +99,7 @@ pub fn run(file: &str, given: &Given, session: &mut Session<'_>) -> Result<Answe
     if !known {
         describe(&mut meta, &tally, &report);
     }
-    say(&mut meta, &settings, file, known);
+    say(&mut meta, &settings, files, known);
     let fixed = ImportOptions {
         experts: Some(meta.experts),
         ..options
@@ -181,7 +186,7 @@ fn describe(meta: &mut TraceMeta, tally: &Tally, report: &ImportReport) {
 }
 
 /// Puts into `meta` what the user says.
-fn say(meta: &mut TraceMeta, settings: &ImportSettings, file: &str, known: bool) {
+fn say(meta: &mut TraceMeta, settings: &ImportSettings, files: &[String], known: bool) {
     let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     for (into, said) in [
         (&mut meta.model, &settings.model),
@@ -197,13 +202,13 @@ fn say(meta: &mut TraceMeta, settings: &ImportSettings, file: &str, known: bool)
         if meta.licence.is_empty() {
             meta.licence = unknown.into();
         }
-        meta.recorded_by = line(&command(file, settings));
+        meta.recorded_by = line(&command(files, settings));
     }
 }
 
 /// The command line, without where the result goes.
-fn command(file: &str, settings: &ImportSettings) -> String {
-    let mut command = format!("moeplan trace import {file}");
+fn command(files: &[String], settings: &ImportSettings) -> String {
+    let mut command = format!("moeplan trace import {}", files.join(" "));
     let said = to_json(settings).unwrap_or_default();
     for (key, value) in said.as_object().into_iter().flatten() {
         match value {

@@ -62,7 +62,7 @@ pub fn run(
         TraceCommand::List => list::run()?,
         TraceCommand::Import(args) => {
             given.flags.trace_import = args.settings;
-            import::run(&args.file, &given, session)?
+            import::run(&args.files, &given, session)?
         }
         TraceCommand::Stats(args) => {
             given.flags.trace = args.settings;
