@@ -155,13 +155,25 @@ fn draw(
         .draw()?;
     for (index, curve) in curves.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
-        let points = curve.points.iter().map(|&(x, y)| (place(x), y));
-        chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+        let points = || curve.points.iter().map(|&(x, y)| (place(x), y));
         let line = 46 + 18 * index as i32;
-        root.draw(&PathElement::new(
-            vec![(560, line), (584, line)],
-            colour.stroke_width(3),
-        ))?;
+        // Once the colours are used up, lines are broken.
+        let key = |from: i32, to: i32| {
+            PathElement::new(vec![(from, line), (to, line)], colour.stroke_width(3))
+        };
+        if index < COLOURS.len() {
+            chart.draw_series(LineSeries::new(points(), colour.stroke_width(2)))?;
+            root.draw(&key(560, 584))?;
+        } else {
+            let dashed = DashedLineSeries::new(points(), 6, 4, colour.stroke_width(2));
+            chart.draw_series(dashed)?;
+            root.draw(&key(560, 570))?;
+            root.draw(&key(574, 584))?;
+        }
+        if log {
+            let marks = points().map(|point| Circle::new(point, 3, colour.filled()));
+            chart.draw_series(marks)?;
+        }
         root.draw(&Text::new(
             curve.name.clone(),
             (590, line - 6),
