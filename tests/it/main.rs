@@ -7,6 +7,7 @@ mod determinism;
 mod execute;
 mod golden;
 mod hostile;
+mod perfetto;
 mod properties;
 mod scale;
 mod sensitivity;

@@ -4,8 +4,9 @@ use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, LayerSettings,
-    OutputSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
+    BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, ExportSettings,
+    LayerSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings,
+    StrategySettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
@@ -105,6 +106,9 @@ pub struct SimulateArgs {
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
+    /// Its timeline.
+    #[command(flatten, next_help_heading = "Output")]
+    pub export: ExportSettings,
 }
 
 /// `compare`.
@@ -192,6 +196,9 @@ pub struct BreakdownArgs {
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+    /// Its timeline.
+    #[command(flatten, next_help_heading = "Output")]
+    pub export: ExportSettings,
 }
 
 /// `execute`.
@@ -210,4 +217,7 @@ pub struct ExecuteArgs {
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
+    /// Its timeline.
+    #[command(flatten, next_help_heading = "Output")]
+    pub export: ExportSettings,
 }

@@ -128,7 +128,14 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 args.strategy.into_iter().collect(),
             );
             given.flags.report = args.report;
-            job(Job::Simulate, given, &mut session)?
+            given.flags.export = args.export;
+            if given.export().export.is_some() {
+                let resolved = resolve(&given, &Job::Simulate.strategies())?;
+                one_strategy(&given, &resolved)?;
+                command::breakdown::run(&given, &resolved, &mut session)?
+            } else {
+                job(Job::Simulate, given, &mut session)?
+            }
         }
         Some(Command::Compare(args)) => {
             take(&mut given, args.scenario, args.strategy);
@@ -156,6 +163,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 args.strategy.into_iter().collect(),
             );
             given.flags.breakdown = args.breakdown;
+            given.flags.export = args.export;
             let resolved = resolve(&given, &Job::Simulate.strategies())?;
             one_strategy(&given, &resolved)?;
             show(&resolved, &mut session)?;
@@ -175,6 +183,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             );
             given.flags.report = args.report;
             given.flags.execute = args.execute;
+            given.flags.export = args.export;
             command::execute::defaults(&mut given);
             let resolved = resolve(&given, &command::execute::strategies())?;
             one_strategy(&given, &resolved)?;

@@ -1,7 +1,7 @@
 //! `breakdown`: where the time of one step goes.
 
 use crate::error::{Error, Exit};
-use crate::output::{Answer, breakdown, comparison};
+use crate::output::{Answer, breakdown, comparison, perfetto};
 use crate::play::{play, refused, scenario};
 use crate::resolve::{Given, Resolved};
 use crate::session::Session;
@@ -160,6 +160,28 @@ pub fn run(
     let trace = runner
         .trace(&routing, played.decided.step.plan)
         .map_err(|error| refused(&error))?;
+    let exit = if plays.interrupted {
+        Exit::Interrupted
+    } else {
+        Exit::Done
+    };
+    if given.export().export.is_some() {
+        let what = perfetto::About {
+            strategy: &run.planned.strategy.name,
+            step: played.label,
+            plan: trace.step.plan,
+        };
+        let priced = Some(trace.priced.as_slice());
+        let trace = perfetto::export(
+            given,
+            resolved,
+            &what,
+            &trace.program,
+            &trace.timeline,
+            priced,
+        )?;
+        return Ok((Answer::document(trace), exit));
+    }
     let found = break_down(played.label, &trace, &*model);
     let mut text = comparison::heading(resolved);
     text.push('\n');
@@ -178,11 +200,6 @@ pub fn run(
         body,
         rows: "critical_path",
         text,
-    };
-    let exit = if plays.interrupted {
-        Exit::Interrupted
-    } else {
-        Exit::Done
     };
     Ok((answer, exit))
 }

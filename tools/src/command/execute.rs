@@ -4,7 +4,7 @@ use super::compare::{settings, to_json};
 use crate::error::{Error, Exit, Place};
 use crate::machine;
 use crate::output::numbers::{count, percent, time};
-use crate::output::{Answer, comparison};
+use crate::output::{Answer, comparison, perfetto};
 use crate::play::{Played, Run, refused, scenario};
 use crate::resolve::{Given, Planned, Resolved};
 use crate::routing::shape_of;
@@ -110,6 +110,8 @@ pub fn run(
     };
     let mut spread = Vec::new();
     let mut audit = moeplan_executor::audit::Audit::default();
+    let wants_export = given.export().export.is_some();
+    let mut longest: Option<(Time, String)> = None;
     let steps = resolved.routing.len();
     let progress = session.progress(steps as u64);
     let mut interrupted = false;
@@ -153,6 +155,15 @@ pub fn run(
         let mut step = measured_step(&scenario, plan, &load, &program, timeline);
         step.memory_bytes = ran.median.peak_bytes.iter().copied().max().unwrap_or(0);
         step.fits = true;
+        if longest.as_ref().is_none_or(|(time, _)| step.time > *time) && wants_export {
+            let what = perfetto::About {
+                strategy: &run.planned.strategy.name,
+                step: resolved.routing.label(index),
+                plan,
+            };
+            let trace = perfetto::export(given, &resolved, &what, &program, timeline, None)?;
+            longest = Some((step.time, trace));
+        }
         run.steps.push(Played {
             label: resolved.routing.label(index),
             decided: Decided {
@@ -170,6 +181,14 @@ pub fn run(
         }
     }
     progress.finish_and_clear();
+    let exit = if interrupted {
+        Exit::Interrupted
+    } else {
+        Exit::Done
+    };
+    if let Some((_, trace)) = longest {
+        return Ok((Answer::document(trace), exit));
+    }
     let name = backend.name();
     resolved.hardware.description = format!(
         "this machine ({}, {} cores), {name} backend: ranks as threads",
@@ -197,11 +216,6 @@ pub fn run(
         .collect(),
         rows: "runs",
         text,
-    };
-    let exit = if interrupted {
-        Exit::Interrupted
-    } else {
-        Exit::Done
     };
     Ok((answer, exit))
 }

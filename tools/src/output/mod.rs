@@ -5,6 +5,7 @@ pub mod comparison;
 mod csv;
 mod json;
 pub mod numbers;
+pub mod perfetto;
 pub mod plot;
 pub mod table;
 pub mod trace;
@@ -52,12 +53,27 @@ pub struct Answer {
     pub text: String,
 }
 
+impl Answer {
+    /// A document in a format of others, which is written as it is.
+    pub fn document(text: String) -> Answer {
+        Answer {
+            text,
+            ..Answer::default()
+        }
+    }
+
+    fn is_document(&self) -> bool {
+        self.command.is_empty()
+    }
+}
+
 /// Writes `answer` in the format and to the place asked for.
 ///
 /// # Errors
 /// A file that cannot be written. A reader that has gone away is no error.
 pub fn write(answer: &Answer, session: &mut Session<'_>) -> Result<(), Error> {
     let text = match session.output.format.unwrap_or_default() {
+        _ if answer.is_document() => answer.text.clone(),
         Format::Table => answer.text.clone(),
         Format::Json => json::render(answer)?,
         Format::Csv => csv::render(answer)?,

@@ -6,7 +6,7 @@ use crate::document::Document;
 use crate::error::{Error, Place};
 use crate::presets;
 use crate::routing::RoutingSource;
-use crate::settings::{LayerSettings, StrategySettings, Study, TopK};
+use crate::settings::{ExportSettings, LayerSettings, StrategySettings, Study, TopK};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm_table::GemmTable;
 use moeplan_sim::cost::{CostModel, model_of};
@@ -101,6 +101,11 @@ pub struct Given {
 }
 
 impl Given {
+    /// Which timelines are wanted.
+    pub fn export(&self) -> ExportSettings {
+        self.flags.export.over(&self.file.export)
+    }
+
     /// Reads the study file at `config`, if any.
     ///
     /// # Errors

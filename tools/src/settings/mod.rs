@@ -5,11 +5,13 @@
 //! [`crate::resolve`].
 
 mod alone;
+mod export;
 mod top_k;
 mod trace;
 mod trace_import;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
+pub use export::{ExportFormat, ExportSettings, Ranks};
 pub use top_k::TopK;
 pub use trace::{ShapeSettings, TraceSettings};
 pub use trace_import::ImportSettings;
@@ -57,6 +59,9 @@ pub struct Study {
     pub routing: RoutingSettings,
     /// `breakdown`: the step.
     pub breakdown: BreakdownSettings,
+    /// Timelines for other programs.
+    #[serde(skip_serializing_if = "ExportSettings::is_empty")]
+    pub export: ExportSettings,
     /// `execute`.
     #[serde(skip_serializing_if = "ExecuteSettings::is_empty")]
     pub execute: ExecuteSettings,

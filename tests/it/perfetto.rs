@@ -1,0 +1,211 @@
+//! Timelines for Perfetto: what a viewer relies on, and its own reader where it can be had.
+
+use moeplan::error::Exit;
+use moeplan_tests::moeplan_args;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// A track: process and thread.
+type Track = (u64, u64);
+
+/// A slice: begin, end and operation, in picoseconds.
+type Slice = (u64, u64, u64);
+
+const SIMULATED: &str = "breakdown --gpus 16 --trace digits --steps 2 --padding dropless --pipeline-degree 2 \
+                         --all-to-all 2dh --adaptive-r 1 --export perfetto";
+
+fn trace_of(args: &str) -> Value {
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let ran = moeplan_args(&args);
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    serde_json::from_str(&ran.stdout).expect("JSON")
+}
+
+/// Exact picoseconds of a time in microseconds, as it is written.
+fn picos(event: &Value, key: &str) -> u64 {
+    let micros = event[key].as_f64().expect("a number");
+    (micros * 1e6).round() as u64
+}
+
+fn track(event: &Value) -> Track {
+    let number = |key: &str| event[key].as_u64().expect("a number");
+    (number("pid"), number("tid"))
+}
+
+fn events(trace: &Value) -> &[Value] {
+    trace["traceEvents"].as_array().expect("events")
+}
+
+fn slices(trace: &Value) -> BTreeMap<Track, Vec<Slice>> {
+    let mut slices: BTreeMap<Track, Vec<Slice>> = BTreeMap::new();
+    for event in events(trace).iter().filter(|event| event["ph"] == "X") {
+        let start = picos(event, "ts");
+        let slice = (
+            start,
+            start + picos(event, "dur"),
+            event["args"]["op"].as_u64().unwrap(),
+        );
+        slices.entry(track(event)).or_default().push(slice);
+    }
+    slices
+}
+
+/// What viewers take for granted.
+fn check(trace: &Value, ranks: usize) {
+    let slices = slices(trace);
+    assert_eq!(slices.len(), 2 * ranks, "two streams a rank");
+    for (track, slices) in &slices {
+        let mut sorted = slices.clone();
+        sorted.sort_unstable();
+        for two in sorted.windows(2) {
+            assert!(two[0].1 <= two[1].0, "{track:?}: {two:?} overlap");
+        }
+    }
+    let mut ends: BTreeMap<u64, Vec<&Value>> = BTreeMap::new();
+    for event in events(trace) {
+        if event["ph"] == "s" || event["ph"] == "f" {
+            let inside = |&(start, end, _): &Slice| (start..end).contains(&picos(event, "ts"));
+            assert!(
+                slices[&track(event)].iter().any(inside),
+                "{event} is in no slice"
+            );
+            let id = event["id"].as_u64().unwrap();
+            ends.entry(id).or_default().push(event);
+        }
+    }
+    assert!(!ends.is_empty(), "no arrows");
+    for (id, pair) in ends {
+        let [from, to] = pair[..] else {
+            panic!("arrow {id} has {} ends", pair.len());
+        };
+        assert_eq!((&from["ph"], &to["ph"]), (&"s".into(), &"f".into()));
+        assert!(picos(from, "ts") <= picos(to, "ts"), "{from} {to}");
+    }
+    for pid in 1..=ranks as u64 {
+        let counts = events(trace)
+            .iter()
+            .filter(|event| event["ph"] == "C" && event["pid"] == pid);
+        let last = counts.max_by_key(|event| picos(event, "ts")).unwrap();
+        assert_eq!(last["args"]["network"], 0.0, "the rate ends at none");
+    }
+}
+
+#[test]
+fn a_simulated_step_is_whole() {
+    let trace = trace_of(SIMULATED);
+    check(&trace, 16);
+    let about = &trace["otherData"];
+    assert_eq!(about["times"], "simulated");
+    assert_eq!(about["settings"]["cluster"]["gpus"], 16);
+    // The same step as the breakdown tells.
+    let plain = SIMULATED.replace("--export perfetto", "--format json");
+    let breakdown = trace_of(&plain);
+    let last = slices(&trace).values().flatten().map(|slice| slice.1).max();
+    assert_eq!(
+        last.unwrap() / 1000,
+        breakdown["step_time_ns"].as_u64().unwrap()
+    );
+}
+
+#[test]
+fn what_is_sent_adds_up() {
+    let trace = trace_of(SIMULATED);
+    let exchanges = || {
+        events(&trace)
+            .iter()
+            .filter(|event| event["name"] == "exchange")
+    };
+    let sum = |key: &str| {
+        exchanges()
+            .map(|event| event["args"][key].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(sum("bytes_sent"), sum("bytes_received"));
+    // The counters' rates times the time they hold are the same bytes.
+    let mut counted = 0.0;
+    for exchange in exchanges() {
+        let at = |event: &&Value| {
+            event["ph"] == "C"
+                && event["pid"] == exchange["pid"]
+                && event["ts"] == exchange["ts"]
+                && event["args"]
+                    .as_object()
+                    .unwrap()
+                    .values()
+                    .any(|rate| *rate != 0.0)
+        };
+        if let Some(counter) = events(&trace).iter().find(at) {
+            let rates = counter["args"].as_object().unwrap().values();
+            let rate: f64 = rates.map(|rate| rate.as_f64().unwrap()).sum();
+            counted += rate * 1e9 * picos(exchange, "dur") as f64 * 1e-12;
+        }
+    }
+    let sent = sum("bytes_sent") as f64;
+    assert!((counted - sent).abs() < 1e-6 * sent, "{counted} {sent}");
+}
+
+#[test]
+fn an_executed_step_has_the_same_form() {
+    let trace = trace_of(
+        "execute --ranks 4 --tokens-per-step 64 --model-dim 32 --hidden-dim 32 --repeats 1 --pipeline-degree 2 \
+         --export perfetto",
+    );
+    assert_eq!(trace["otherData"]["times"], "measured");
+    assert_eq!(slices(&trace).len(), 8);
+}
+
+#[test]
+fn ranks_can_be_chosen() {
+    let shown = |more: &str| {
+        let trace = trace_of(&format!("simulate --gpus 128 --export perfetto {more}"));
+        slices(&trace).len() / 2
+    };
+    assert_eq!(shown("--export-ranks all"), 128);
+    assert_eq!(shown("--export-ranks 0-3,17"), 5);
+    assert_eq!(shown(""), 8, "all ranks are alike: the first node");
+    let args = "simulate --gpus 16 --export perfetto --export-ranks 12-16";
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let ran = moeplan_args(&args);
+    assert_eq!(ran.exit, Exit::BadInput);
+    assert!(ran.stderr.contains("--export-ranks"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("0 to 15, found 16"), "{}", ran.stderr);
+}
+
+/// Perfetto's own reader: `trace_processor_shell` on the path, which `.ci/run` fetches where it can.
+#[test]
+fn perfettos_own_reader_agrees() {
+    let shell = std::env::var("TRACE_PROCESSOR").unwrap_or("trace_processor_shell".into());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let trace = trace_of(SIMULATED);
+    std::fs::write(&path, trace.to_string()).unwrap();
+    let query = folder.path().join("query.sql");
+    let sql = "select count(*) as n from slice union all select count(*) from flow union all \
+               select count(*) from stats where severity = 'error' and value > 0;";
+    std::fs::write(&query, sql).unwrap();
+    let ran = Command::new(&shell)
+        .arg("-q")
+        .arg(&query)
+        .arg(&path)
+        .output();
+    let Ok(ran) = ran else {
+        eprintln!(
+            "SKIPPED LOUDLY: no {shell}: the trace was not opened by Perfetto's own reader \
+             (set TRACE_PROCESSOR to one from https://get.perfetto.dev/trace_processor)"
+        );
+        return;
+    };
+    let text = String::from_utf8_lossy(&ran.stdout);
+    let numbers: Vec<usize> = text
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect();
+    let count = |ph: &str| {
+        events(&trace)
+            .iter()
+            .filter(|event| event["ph"] == ph)
+            .count()
+    };
+    assert_eq!(numbers, [count("X"), count("s"), 0], "{text}");
+}
