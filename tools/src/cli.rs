@@ -2,6 +2,7 @@
 
 use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
+use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
     BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, ExportSettings,
@@ -67,6 +68,8 @@ pub enum Command {
     Trace(TraceCommand),
     /// Run the layer for real on this machine, and time it
     Execute(ExecuteArgs),
+    /// A report to hand to others: one HTML file with plots, tables and validation
+    Report(ReportArgs),
     /// Measure this machine and write it down as a cluster to simulate
     Calibrate(CalibrateArgs),
 }
@@ -182,6 +185,23 @@ pub struct ValidateArgs {
     /// Kind of cluster: a preset or a TOML file [default: nd-a100-v4-80gb]
     #[arg(long, value_name = "PRESET|FILE")]
     pub cluster: Option<String>,
+}
+
+/// `report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// paper: the figures and tables of the paper [default: the study that the flags state]
+    #[arg(value_name = "WHAT")]
+    pub what: Option<Reported>,
+    /// Also write every figure as SVG and its numbers as CSV into this folder
+    #[arg(long, value_name = "DIR")]
+    pub assets: Option<PathBuf>,
+    /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Vec<String>,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
 }
 
 /// `breakdown`.

@@ -12,6 +12,7 @@ pub mod machine;
 pub mod output;
 pub mod play;
 pub mod presets;
+pub mod report;
 pub mod resolve;
 pub mod routing;
 pub mod session;
@@ -194,6 +195,10 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.cluster.preset = args.cluster;
             given.flags.kernel = args.settings;
             command::kernel::run(args.kernel, &given)?
+        }
+        Some(Command::Report(args)) => {
+            take(&mut given, args.scenario, args.strategy);
+            command::report::run(args.what, args.assets.as_ref(), given, &mut session)?
         }
         Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,
     };

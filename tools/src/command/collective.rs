@@ -169,6 +169,29 @@ pub fn run(
     ))
 }
 
+/// Time of an even All-to-All of `bytes` a GPU on whole nodes, as `collective` prices it.
+///
+/// # Errors
+/// Collective parameters that make no model.
+pub fn all_to_all_time(
+    algorithm: AllToAll,
+    bytes: u64,
+    gpus: usize,
+    hardware: &Hardware,
+) -> Result<Time, Error> {
+    let collective = Collective {
+        kind: CollectiveKind::AllToAll,
+        algorithm,
+        bytes,
+        matrix: None,
+        gpus,
+        gpus_per_node: (hardware.node.gpus as usize).min(gpus),
+    };
+    let nccl = Nccl::new(hardware.collectives.clone(), None)?;
+    let priced = price_collective(&collective, hardware, &nccl, None)?;
+    Ok(priced.estimate.time)
+}
+
 struct Priced {
     estimate: Estimate,
     bottleneck: Option<String>,

@@ -7,6 +7,7 @@ pub mod collective;
 pub mod compare;
 pub mod execute;
 pub mod kernel;
+pub mod report;
 pub mod trace;
 pub mod validate;
 pub mod validate_executor;

@@ -1,6 +1,7 @@
 //! The only code that formats results: a table for people, JSON and CSV for programs.
 
 pub mod breakdown;
+pub mod chart;
 pub mod comparison;
 mod csv;
 mod json;
