@@ -9,6 +9,7 @@ mod golden;
 mod hostile;
 mod perfetto;
 mod properties;
+mod report;
 mod scale;
 mod sensitivity;
 mod tidy;

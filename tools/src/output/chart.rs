@@ -121,7 +121,9 @@ fn is_broken(index: usize) -> bool {
 
 /// A number on an axis of logarithms.
 fn short(value: f64) -> String {
-    if value >= 10_000.0 {
+    if value == 0.0 {
+        "0".into()
+    } else if value >= 10_000.0 {
         format!("{:.0}K", value / 1000.0)
     } else if value >= 10.0 {
         format!("{value:.0}")

@@ -90,10 +90,15 @@ fn table(html: &mut String, table: &Table) {
         let _ = writeln!(html, "<caption>{}</caption>", escape(&table.caption));
     }
     *html += "<thead><tr>";
-    for column in &table.columns {
+    for (index, column) in table.columns.iter().enumerate() {
+        let cells = table.rows.iter().filter_map(|row| row.get(index));
+        let class = match cells.into_iter().any(|cell| cell.value.is_some()) {
+            true => "",
+            false => " class=\"words\"",
+        };
         let _ = write!(
             html,
-            "<th scope=\"col\"><button type=\"button\">{}</button></th>",
+            "<th scope=\"col\"{class}><button type=\"button\">{}</button></th>",
             escape(column)
         );
     }

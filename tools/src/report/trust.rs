@@ -2,7 +2,7 @@
 
 use super::page::{Cell, Section, Table};
 use crate::output::MARKS;
-use crate::output::numbers::{percent, three};
+use crate::output::numbers::three;
 use crate::validate::{Outcome, Status};
 
 /// Published figures beside ours, misses included.
@@ -65,7 +65,9 @@ pub(super) fn table<'a>(
             outcome.unit.into(),
             number(Some(outcome.published), three),
             number(outcome.simulated, three),
-            number(outcome.relative_error, percent),
+            number(outcome.relative_error, |error| {
+                format!("{:+.1} %", 100.0 * error)
+            }),
             outcome.status.name().into(),
             goal.into(),
             outcome.note.as_str().into(),
