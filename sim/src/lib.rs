@@ -6,6 +6,7 @@
 
 pub mod compile;
 pub mod cost;
+pub mod economy;
 pub mod engine;
 pub mod hardware;
 pub mod ir;

@@ -52,6 +52,8 @@ pub struct Step {
     pub all_to_all: Time,
     /// Time of everything on the compute stream.
     pub compute: Time,
+    /// Time of the part of it that multiplies matrices.
+    pub matrix_products: Time,
     /// Most memory any GPU needs, with the runtime's share.
     pub memory_bytes: u64,
     /// Whether that fits.
@@ -189,6 +191,7 @@ fn summarise(
         exposed_communication: exposed(program, spans),
         all_to_all: busy(&all_to_all),
         compute: busy(&stream(Stream::Compute)),
+        matrix_products: busy(&|op| program.ops[op].multiplies_matrices(program.dtype)),
         memory_bytes,
         fits: memory_bytes <= scenario.memory_bytes,
         capacity_factor: load.capacity.factor,

@@ -5,10 +5,12 @@ use crate::command::kernel::KernelArgs;
 use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, ExportSettings,
-    LayerSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings,
+    BackendKind, BreakdownSettings, ClusterSettings, EconomySettings, ExecuteSettings,
+    ExportSettings, LayerSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings,
     StrategySettings,
 };
+use crate::sweep::Shard;
+use crate::sweep::launch::Scheduler;
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
 use moeplan_sim::spec::Phase;
@@ -63,6 +65,10 @@ pub enum Command {
     Collective(CollectiveArgs),
     /// One kernel alone on one GPU
     Kernel(KernelArgs),
+    /// Many scenarios of one file, in parallel, each kept when it is done
+    Sweep(SweepArgs),
+    /// The shards of a sweep put together
+    Merge(MergeArgs),
     /// Routing traces: describe, compare, make up, rescale
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -240,4 +246,70 @@ pub struct ExecuteArgs {
     /// Its timeline.
     #[command(flatten, next_help_heading = "Output")]
     pub export: ExportSettings,
+}
+
+/// `sweep`.
+#[derive(Debug, Clone, Args)]
+pub struct SweepArgs {
+    /// Sweep file: [base], [axes], [[zip]], [[where]], [[case]]
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Go on where an earlier run was stopped or killed
+    #[arg(long)]
+    pub resume: bool,
+    /// Only every N-th scenario, beginning with the I-th, into a file for `moeplan merge`
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    /// Who runs the shards, if not this machine.
+    #[command(flatten, next_help_heading = "Launch")]
+    pub launch: LaunchArgs,
+    /// What GPUs cost.
+    #[command(flatten, next_help_heading = "Cost")]
+    pub economy: EconomySettings,
+}
+
+/// How a sweep is handed to a scheduler.
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Hand the shards to Slurm (job array, then merge) or Kubernetes (indexed job, then merge)
+    #[arg(id = "launch", long = "launch", value_name = "SCHEDULER")]
+    pub scheduler: Option<Scheduler>,
+    /// Print what would be submitted
+    #[arg(long, requires = "launch")]
+    pub dry_run: bool,
+    /// Shards of a launch [default: 8]
+    #[arg(long, value_name = "N", requires = "launch")]
+    pub shards: Option<usize>,
+    /// An option of both Slurm jobs, such as --partition=main; give it several times
+    #[arg(
+        long,
+        value_name = "OPTION",
+        requires = "launch",
+        allow_hyphen_values = true
+    )]
+    pub sbatch_option: Vec<String>,
+    /// Kubernetes: image with moeplan in it
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        default_value = "moeplan:latest",
+        hide_short_help = true
+    )]
+    pub image: String,
+    /// Kubernetes: claim of the volume that holds the sweep file and the result, mounted at /work
+    #[arg(
+        long,
+        value_name = "CLAIM",
+        default_value = "moeplan",
+        hide_short_help = true
+    )]
+    pub volume_claim: String,
+}
+
+/// `merge`.
+#[derive(Debug, Clone, Args)]
+pub struct MergeArgs {
+    /// All shards of one sweep, in any order
+    #[arg(value_name = "SHARD", required = true)]
+    pub shards: Vec<PathBuf>,
 }

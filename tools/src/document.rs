@@ -71,6 +71,12 @@ impl Document {
         }
     }
 
+    /// Where in the text `path` is set, to put settings in the order of the file.
+    pub fn position(&self, path: &str) -> Option<usize> {
+        let table = DeTable::parse(&self.text).ok()?;
+        locate(table.get_ref(), path, None).0.map(|span| span.start)
+    }
+
     /// The error `message` on `path`.
     pub fn mistake(&self, path: &str, span: Option<Range<usize>>, message: &str) -> Error {
         // What serde_path_to_error calls the whole document.

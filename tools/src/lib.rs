@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod cli;
 pub mod command;
 pub mod document;
+pub mod economy;
 pub mod error;
 pub mod machine;
 pub mod output;
@@ -19,6 +20,7 @@ pub mod session;
 pub mod settings;
 pub mod study;
 pub mod summary;
+pub mod sweep;
 pub mod trace_file;
 pub mod validate;
 
@@ -200,6 +202,8 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             take(&mut given, args.scenario, args.strategy);
             command::report::run(args.what, args.assets.as_ref(), given, &mut session)?
         }
+        Some(Command::Sweep(args)) => return command::sweep::run(&args, &given, &mut session),
+        Some(Command::Merge(args)) => return command::sweep::merge(&args, &mut session),
         Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,
     };
     finish((answer, exit), &mut session)

@@ -66,14 +66,24 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// The threads asked for; none where those of the process are.
+    pub fn pool(&self) -> Option<&rayon::ThreadPool> {
+        self.threads.as_ref()
+    }
+
     /// A bar on standard error where a person watches a run of several steps.
     pub fn progress(&self, steps: u64) -> ProgressBar {
-        if !self.streams.watched || self.output.quiet || steps < 2 {
+        self.progress_of(steps, "step")
+    }
+
+    /// As [`Session::progress`], for things of another name.
+    pub fn progress_of(&self, count: u64, what: &'static str) -> ProgressBar {
+        if !self.streams.watched || self.output.quiet || count < 2 {
             return ProgressBar::hidden();
         }
-        let bar = ProgressBar::new(steps);
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} step {pos} of {len}, {eta} left")
-        {
+        let bar = ProgressBar::new(count).with_message(what);
+        let template = "{bar:40} {msg} {pos} of {len}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar
@@ -94,8 +104,13 @@ impl<'a> Session<'a> {
 
     /// Whether the user asked to stop.
     pub fn is_interrupted(&self) -> bool {
-        INTERRUPTED.load(Ordering::Relaxed)
+        interrupted()
     }
+}
+
+/// Whether the user asked to stop, where no session is at hand.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Asks the run to stop after the step at hand; returns whether that was asked before.

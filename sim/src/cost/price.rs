@@ -88,24 +88,10 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         let total = work.iter().map(price).fold(start, Estimate::then);
         (total, model.host_launch().times(work.len() as u64))
     };
-    let resource = match &op.kind {
-        OpKind::ExpertGemm { .. } => Resource::Gemm,
-        OpKind::Elementwise { .. } => Resource::Memory,
-        OpKind::Gate { .. }
-        | OpKind::Encode { .. }
-        | OpKind::Decode { .. }
-        | OpKind::ScoreGradient { .. } => {
-            let gemm = |work: &Work| matches!(work, Work::Gemm(_));
-            if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) {
-                Resource::Gemm
-            } else {
-                Resource::Memory
-            }
-        }
-        OpKind::Exchange { .. }
-        | OpKind::AllGather { .. }
-        | OpKind::ReduceScatter { .. }
-        | OpKind::CapacitySync => Resource::Nic,
+    let resource = if op.multiplies_matrices(program.dtype) {
+        Resource::Gemm
+    } else {
+        Resource::Memory
     };
     if !differs_by_rank(&op.kind) {
         let (estimate, host) = on_rank(0);

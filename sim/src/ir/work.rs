@@ -1,6 +1,6 @@
 //! What an operation asks of a GPU: FLOPs and bytes, written down once for both interpreters.
 
-use super::{Elementwise, Expert, ExpertRows, Gradient, OpKind, Pass};
+use super::{Elementwise, Expert, ExpertRows, Gradient, Op, OpKind, Pass};
 use crate::cost::gemm::GemmShape;
 use crate::spec::{DType, Encode};
 
@@ -22,6 +22,28 @@ impl Work {
         match self {
             Work::Gemm(shape) => shape.flops(),
             Work::Memory { .. } => 0.0,
+        }
+    }
+}
+
+impl Op {
+    /// Whether tensor cores are what this operation mainly uses.
+    pub fn multiplies_matrices(&self, dtype: DType) -> bool {
+        match &self.kind {
+            // Whatever rows it has: a rank without any still launches the product.
+            OpKind::ExpertGemm { .. } => true,
+            OpKind::Gate { .. }
+            | OpKind::Encode { .. }
+            | OpKind::Decode { .. }
+            | OpKind::ScoreGradient { .. } => {
+                let work = self.kind.work(self.pass, 0, dtype);
+                work.iter().any(|work| matches!(work, Work::Gemm(_)))
+            }
+            OpKind::Elementwise { .. }
+            | OpKind::CapacitySync
+            | OpKind::Exchange { .. }
+            | OpKind::AllGather { .. }
+            | OpKind::ReduceScatter { .. } => false,
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod execute;
 pub mod kernel;
 pub mod report;
+pub mod sweep;
 pub mod trace;
 pub mod validate;
 pub mod validate_executor;

@@ -5,12 +5,14 @@
 //! [`crate::resolve`].
 
 mod alone;
+mod economy;
 mod export;
 mod top_k;
 mod trace;
 mod trace_import;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
+pub use economy::EconomySettings;
 pub use export::{ExportFormat, ExportSettings, Ranks};
 pub use top_k::TopK;
 pub use trace::{ShapeSettings, TraceSettings};
@@ -47,6 +49,9 @@ pub struct Study {
     pub cluster: ClusterSettings,
     /// Measurements to go by.
     pub prices: PriceSettings,
+    /// What GPUs cost.
+    #[serde(skip_serializing_if = "EconomySettings::is_empty")]
+    pub economy: EconomySettings,
     /// The layer.
     pub layer: LayerSettings,
     /// Compare the feature ladder of the paper's Figure 14 instead of strategies of one's own.

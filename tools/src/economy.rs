@@ -1,0 +1,85 @@
+//! The price list in force, read.
+
+use crate::document::Document;
+use crate::error::{Error, Place};
+use crate::settings::EconomySettings;
+use moeplan_sim::economy::{Activity, Cost, Price, PriceKind, PriceList};
+use std::path::Path;
+
+/// A price list, and the kind of price in it that is paid.
+#[derive(Debug, Clone)]
+pub struct Prices {
+    list: PriceList,
+    kind: PriceKind,
+    /// The list as the user named it.
+    name: String,
+}
+
+impl Prices {
+    /// Reads the list that `settings` name, a path relative to `folder` where it is.
+    ///
+    /// # Errors
+    /// A list that cannot be used.
+    pub fn read(settings: &EconomySettings, folder: &Path) -> Result<Prices, Error> {
+        let kind = settings.price.unwrap_or_default();
+        let Some(path) = &settings.price_list else {
+            let list = PriceList::default();
+            let name = list.name.clone();
+            return Ok(Prices { list, kind, name });
+        };
+        let document = Document::read(&folder.join(path))?;
+        let list: PriceList = document.parse()?;
+        list.check()
+            .map_err(|error| document.mistake(&error.field, None, &error.message))?;
+        Ok(Prices {
+            list,
+            kind,
+            name: document.name,
+        })
+    }
+
+    /// What a GPU of `cluster` costs.
+    ///
+    /// # Errors
+    /// A list without such a price.
+    pub fn of(&self, cluster: &str) -> Result<&Price, Error> {
+        self.list.price(cluster, self.kind).map_err(|error| {
+            let place = Place {
+                file: Some(self.name.clone()),
+                line: None,
+                field: Some(error.field),
+            };
+            Error::input(place, error.message)
+        })
+    }
+
+    /// The list's currency.
+    pub fn currency(&self) -> &str {
+        &self.list.currency
+    }
+
+    /// The list.
+    pub fn list(&self) -> &PriceList {
+        &self.list
+    }
+
+    /// How GPUs are paid for.
+    pub fn kind(&self) -> PriceKind {
+        self.kind
+    }
+
+    /// What steps like `activity` on `gpus` GPUs of `cluster` cost, `tokens` tokens each.
+    ///
+    /// # Errors
+    /// A list without such a price.
+    pub fn cost(
+        &self,
+        cluster: &str,
+        gpus: u64,
+        tokens: u64,
+        activity: &Activity,
+    ) -> Result<Cost, Error> {
+        let price = self.of(cluster)?.per_gpu_hour;
+        Ok(Cost::new(gpus, tokens, activity, price, &self.list.power))
+    }
+}
