@@ -11,6 +11,7 @@ pub mod engine;
 pub mod hardware;
 pub mod ir;
 pub mod network;
+pub mod planner;
 pub mod policy;
 pub mod simulate;
 pub mod spec;

@@ -135,6 +135,20 @@ pub fn memory_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<u64
         .saturating_add(peak_memory(&program)))
 }
 
+/// What `floor` says of the time of a step under `plan`, and the memory of the GPU that needs most.
+pub(crate) fn bounds_of(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+    floor: impl Fn(&Program, &dyn CostModel) -> Time,
+) -> Result<(Time, u64), SpecError> {
+    let program = program_of(scenario, plan, load)?;
+    let memory = scenario
+        .reserved_bytes
+        .saturating_add(peak_memory(&program));
+    Ok((floor(&program, scenario.model), memory))
+}
+
 fn program_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Program, SpecError> {
     compile(Source {
         layer: scenario.layer,

@@ -65,6 +65,9 @@ fn help_of_every_command() {
         "execute",
         "calibrate",
         "validate",
+        "plan",
+        "sweep",
+        "merge",
     ] {
         insta::assert_snapshot!(
             format!("help-{command}"),
@@ -87,6 +90,10 @@ fn every_command() -> Vec<(&'static str, String)> {
             "collective all-to-all --gpus 16 --bytes 1MiB".into(),
         ),
         ("kernel", "kernel gemm --m 64 --n 128 --k 256".into()),
+        (
+            "plan",
+            "plan --gpus 8,16 --tokens-per-step 512 --model-dim 256 --hidden-dim 256".into(),
+        ),
     ]
 }
 
@@ -116,7 +123,7 @@ fn json_of_every_command_starts_with_its_schema() {
         document["settings"]
             .as_object_mut()
             .unwrap()
-            .remove("hardware")
+            .remove(if name == "plan" { "prices" } else { "hardware" })
             .unwrap();
         zeroed(&mut document);
         let text = serde_json::to_string_pretty(&document).unwrap();

@@ -6,8 +6,8 @@ use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
     BackendKind, BreakdownSettings, ClusterSettings, EconomySettings, ExecuteSettings,
-    ExportSettings, LayerSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings,
-    StrategySettings,
+    ExportSettings, LayerSettings, OutputSettings, PlanSettings, PriceSettings, ReportSettings,
+    RoutingSettings, StrategySettings,
 };
 use crate::sweep::Shard;
 use crate::sweep::launch::Scheduler;
@@ -65,6 +65,8 @@ pub enum Command {
     Collective(CollectiveArgs),
     /// One kernel alone on one GPU
     Kernel(KernelArgs),
+    /// The cluster and strategy to take, with reasons: cheapest within limits, or fastest
+    Plan(PlanArgs),
     /// Many scenarios of one file, in parallel, each kept when it is done
     Sweep(SweepArgs),
     /// The shards of a sweep put together
@@ -246,6 +248,35 @@ pub struct ExecuteArgs {
     /// Its timeline.
     #[command(flatten, next_help_heading = "Output")]
     pub export: ExportSettings,
+}
+
+/// `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Limits and choices.
+    #[command(flatten)]
+    pub plan: PlanSettings,
+    /// What GPUs cost.
+    #[command(flatten, next_help_heading = "Cost")]
+    pub economy: EconomySettings,
+    /// The layer.
+    #[command(flatten, next_help_heading = "Layer")]
+    pub layer: LayerSettings,
+    /// forward, or training: forward and backward [default: training]
+    #[arg(long, value_name = "PHASE", help_heading = "Layer")]
+    pub phase: Option<Phase>,
+    /// fairseq, tutel or a TOML file whose auto settings are searched [default: all kernels and layouts]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Vec<String>,
+    /// Choices that are not to be searched.
+    #[command(flatten, next_help_heading = "Strategy")]
+    pub refine: StrategySettings,
+    /// Where tokens go.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub routing: RoutingSettings,
+    /// Measurements to go by.
+    #[command(flatten, next_help_heading = "Cost")]
+    pub prices: PriceSettings,
 }
 
 /// `sweep`.

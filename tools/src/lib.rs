@@ -202,6 +202,17 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             take(&mut given, args.scenario, args.strategy);
             command::report::run(args.what, args.assets.as_ref(), given, &mut session)?
         }
+        Some(Command::Plan(args)) => {
+            given.strategies = args.strategy;
+            given.flags.phase = args.phase;
+            given.flags.prices = args.prices;
+            given.flags.layer = args.layer;
+            given.flags.routing = args.routing;
+            given.flags.economy = args.economy;
+            given.flags.plan = args.plan;
+            given.refine = args.refine;
+            command::plan::run(&given, &mut session)?
+        }
         Some(Command::Sweep(args)) => return command::sweep::run(&args, &given, &mut session),
         Some(Command::Merge(args)) => return command::sweep::merge(&args, &mut session),
         Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,

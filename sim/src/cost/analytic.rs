@@ -70,6 +70,10 @@ impl CostModel for Analytic {
         self.exchanges.price(exchange)
     }
 
+    fn exchange_floor(&self, exchange: &Exchange<'_>) -> Time {
+        self.exchanges.floor(exchange)
+    }
+
     fn gather(&self, program: &Program, scope: Scope, bytes: u64, reduce: bool) -> Estimate {
         let (local, remote) = peers(scope, program.world_size, program.gpus_per_node);
         let kind = if reduce {

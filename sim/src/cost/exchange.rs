@@ -96,6 +96,29 @@ impl Exchanges {
         }
     }
 
+    /// The busiest port of an uneven exchange at its full rate: no price of it is below. Adds rows up;
+    /// drains no flows.
+    pub(super) fn floor(&self, exchange: &Exchange<'_>) -> Time {
+        let Traffic::Matrix {
+            rows,
+            row_bytes,
+            chunks,
+            ..
+        } = exchange.traffic
+        else {
+            return Time::ZERO;
+        };
+        let [local, remote] = port_rows(exchange, rows);
+        let ports = self.nccl.params();
+        // Message sizes, peers and congestion only take away from these.
+        let nic = ports.nic.wire_gb_per_s * ports.nic.efficiency.max(1.0);
+        let row = *row_bytes as f64 / f64::from(*chunks);
+        let seconds = |rows: u64, gb_per_s: f64| rows as f64 * row / (gb_per_s * 1e9);
+        let busiest = seconds(local, ports.intra.port_gb_per_s).max(seconds(remote, nic));
+        // No finish is below the port bound of its rank (`network`), but for rounding.
+        Time::from_secs_f64(busiest * (1.0 - 1e-6))
+    }
+
     fn uniform(&self, exchange: &Exchange<'_>, scope: Scope, message: u64) -> ExchangePrice {
         let (local, remote) = peers(scope, exchange.world_size, exchange.gpus_per_node);
         let rates = self.rates(exchange, message, local, remote);
@@ -318,6 +341,26 @@ impl Exchanges {
             remote_peers,
         }
     }
+}
+
+/// Rows through the busiest NVLink port and the busiest NIC, in or out.
+fn port_rows(exchange: &Exchange<'_>, rows: &[u32]) -> [u64; 2] {
+    let (world, node) = (exchange.world_size, exchange.gpus_per_node);
+    let mut through = vec![[0u64; 4]; world];
+    for (source, row) in rows.chunks_exact(world).enumerate() {
+        for (destination, &count) in row.iter().enumerate() {
+            if destination != source {
+                let beyond = usize::from(destination / node != source / node);
+                through[source][beyond] += u64::from(count);
+                through[destination][2 + beyond] += u64::from(count);
+            }
+        }
+    }
+    let busiest = |port: usize| {
+        let of_rank = |ports: &[u64; 4]| ports[port].max(ports[2 + port]);
+        through.iter().map(of_rank).max().unwrap_or(0)
+    };
+    [busiest(0), busiest(1)]
 }
 
 struct Rates {

@@ -69,6 +69,11 @@ pub trait CostModel: Sync {
     /// One exchange of an All-to-All.
     fn exchange(&self, exchange: &Exchange<'_>) -> ExchangePrice;
 
+    /// A time that no such exchange ends before, cheaper than its price; nothing where none is known.
+    fn exchange_floor(&self, _exchange: &Exchange<'_>) -> Time {
+        Time::ZERO
+    }
+
     /// All-gather or reduce-scatter of `bytes` in groups of `scope`, all groups at once.
     fn gather(&self, program: &Program, scope: Scope, bytes: u64, reduce: bool) -> Estimate;
 

@@ -7,6 +7,7 @@ pub mod collective;
 pub mod compare;
 pub mod execute;
 pub mod kernel;
+pub mod plan;
 pub mod report;
 pub mod sweep;
 pub mod trace;

@@ -8,6 +8,7 @@ mod json;
 pub mod numbers;
 pub mod parquet;
 pub mod perfetto;
+pub mod plan;
 pub mod plot;
 pub mod sweep;
 pub mod table;

@@ -1,12 +1,15 @@
 //! Flags over the study file over defaults, checked: what a command runs on.
 
+pub mod plan;
 mod strategies;
 
 use crate::document::Document;
 use crate::error::{Error, Place};
 use crate::presets;
 use crate::routing::RoutingSource;
-use crate::settings::{ExportSettings, LayerSettings, StrategySettings, Study, TopK};
+use crate::settings::{
+    ExportSettings, LayerSettings, RoutingSettings, StrategySettings, Study, TopK,
+};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm_table::GemmTable;
 use moeplan_sim::cost::{CostModel, model_of};
@@ -70,19 +73,32 @@ impl Resolved {
     /// # Errors
     /// A table that cannot be read.
     pub fn model(&self) -> Result<Box<dyn CostModel>, Error> {
-        let Some(path) = &self.study.prices.gemm_table else {
-            return Ok(model_of(&self.hardware, self.layer(0).world_size)?);
-        };
-        let model = Analytic::new(&self.hardware)?;
-        let name = path.display().to_string();
-        let file = File::open(path).map_err(|source| Error::Read {
-            path: name.clone(),
-            source,
-        })?;
-        let table = GemmTable::read(BufReader::new(file), &self.hardware.gpu.gemm)
-            .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
-        Ok(Box::new(model.with_gemm_table(table)))
+        let table = self.study.prices.gemm_table.as_deref();
+        model(&self.hardware, table, self.layer(0).world_size)
     }
+}
+
+/// The prices of `hardware` for `world_size` ranks, with matrix products by `gemm_table` where there is one.
+///
+/// # Errors
+/// A table that cannot be read.
+pub fn model(
+    hardware: &Hardware,
+    gemm_table: Option<&Path>,
+    world_size: u64,
+) -> Result<Box<dyn CostModel>, Error> {
+    let Some(path) = gemm_table else {
+        return Ok(model_of(hardware, world_size)?);
+    };
+    let model = Analytic::new(hardware)?;
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|source| Error::Read {
+        path: name.clone(),
+        source,
+    })?;
+    let table = GemmTable::read(BufReader::new(file), &hardware.gpu.gemm)
+        .map_err(|error| Error::input(Place::file(name), error.to_string()))?;
+    Ok(Box::new(model.with_gemm_table(table)))
 }
 
 /// Settings of the flags and of the study file, before anything is decided.
@@ -225,13 +241,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     }
     let seed = given.seed();
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
-    let mut file_routing = file.routing.clone();
-    if let Some(trace) = &file_routing.trace
-        && !moeplan_traces::SHIPPED.contains(&trace.as_str())
-    {
-        file_routing.trace = Some(given.beside(Path::new(trace)).display().to_string());
-    }
-    let routing = flags.routing.over(&file_routing);
+    let routing = routing(given);
     let place = |field: &str| given.place(&["routing"], None, field);
     let routing = RoutingSource::new(&routing, &layers, seed, &place)?;
     let mut study = Study {
@@ -253,13 +263,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     study.cluster.file = None;
     study.cluster.gpus = Some(gpus);
     study.cluster.gpus_per_node = Some(gpus_per_node);
-    let beside = |path: &PathBuf| given.beside(path);
-    let gemm_table = flags
-        .prices
-        .gemm_table
-        .clone()
-        .or_else(|| file.prices.gemm_table.as_ref().map(beside));
-    study.prices.gemm_table = gemm_table;
+    study.prices.gemm_table = gemm_table(given);
     study.execute = flags.execute.over(&file.execute);
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;
@@ -274,6 +278,24 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
         strategies,
         routing,
     })
+}
+
+/// The routing asked for; a file is named from where the program runs.
+fn routing(given: &Given) -> RoutingSettings {
+    let mut file = given.file.routing.clone();
+    if let Some(trace) = &file.trace
+        && !moeplan_traces::SHIPPED.contains(&trace.as_str())
+    {
+        file.trace = Some(given.beside(Path::new(trace)).display().to_string());
+    }
+    given.flags.routing.over(&file)
+}
+
+/// The user's own table of matrix products.
+fn gemm_table(given: &Given) -> Option<PathBuf> {
+    let of_file = || given.file.prices.gemm_table.as_deref();
+    let flag = given.flags.prices.gemm_table.clone();
+    flag.or_else(|| of_file().map(|path| given.beside(path)))
 }
 
 /// The cluster's name or file, and its constants.

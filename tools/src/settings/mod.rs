@@ -7,6 +7,7 @@
 mod alone;
 mod economy;
 mod export;
+mod plan;
 mod top_k;
 mod trace;
 mod trace_import;
@@ -14,6 +15,7 @@ mod trace_import;
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use economy::EconomySettings;
 pub use export::{ExportFormat, ExportSettings, Ranks};
+pub use plan::{Budget, Duration, PlanSettings};
 pub use top_k::TopK;
 pub use trace::{ShapeSettings, TraceSettings};
 pub use trace_import::ImportSettings;
@@ -62,6 +64,9 @@ pub struct Study {
     pub strategy: Vec<StrategySettings>,
     /// Where tokens go.
     pub routing: RoutingSettings,
+    /// `plan`.
+    #[serde(skip_serializing_if = "PlanSettings::is_empty")]
+    pub plan: PlanSettings,
     /// `breakdown`: the step.
     pub breakdown: BreakdownSettings,
     /// Timelines for other programs.

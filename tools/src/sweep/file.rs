@@ -14,8 +14,11 @@ use toml::{Table, Value};
 /// Most scenarios of one sweep.
 const MAX_SCENARIOS: usize = 10_000_000;
 /// Tables of a study that say nothing about a scenario.
-const NOT_SWEPT: [&str; 9] = [
+const NOT_SWEPT: [&str; 12] = [
     "output",
+    "export",
+    "report",
+    "plan",
     "breakdown",
     "execute",
     "collective",

@@ -1,0 +1,135 @@
+//! What no run of a program can beat, without playing it.
+//!
+//! A rank has two in-order streams and a host that issues in program order. An operation never takes
+//! less than its time alone, so the step takes at least
+//!
+//! - the sum of the kernels on any one rank's compute stream,
+//! - the sum of what communication streams carry. An exchange of the whole world starts when all
+//!   ranks have ended the one before, so its makespan counts in full, whichever rank is the last;
+//!   an operation that takes all ranks the same time counts in full as well, and all else as nothing,
+//! - the host's time to issue all operations but the last.
+//!
+//! Kernels and even collectives are priced exactly as the engine's are, by the same cost model; uneven
+//! exchanges, whose flows are what makes a simulation slow, by [`CostModel::exchange_floor`].
+
+use crate::cost::{CostModel, Exchange};
+use crate::ir::{ExpertRows, Op, OpKind, Program, Scope, Stream, Traffic, TrafficId, Work};
+use crate::units::Time;
+use std::collections::BTreeMap;
+
+/// A time that no run of `program` is shorter than. GPUs only: models that price whole operations
+/// at once have no such parts.
+pub fn step_time_floor(program: &Program, model: &dyn CostModel) -> Time {
+    let rank = busiest_rank(program);
+    let mut kernels = BTreeMap::new();
+    let mut exchanges = BTreeMap::new();
+    let (mut compute, mut communication, mut host) = (Time::ZERO, Time::ZERO, Time::ZERO);
+    let mut last_issue = Time::ZERO;
+    for op in &program.ops {
+        let (alone, issue) = floor_of(program, op, rank, model, &mut kernels, &mut exchanges);
+        match op.stream {
+            Stream::Compute => compute += alone,
+            Stream::Communication => communication += alone,
+        }
+        last_issue = host;
+        host += issue;
+    }
+    compute.max(communication).max(last_issue)
+}
+
+/// The least time of `op` on `rank`, and of its host.
+fn floor_of(
+    program: &Program,
+    op: &Op,
+    rank: usize,
+    model: &dyn CostModel,
+    kernels: &mut BTreeMap<Work, Time>,
+    exchanges: &mut BTreeMap<TrafficId, Time>,
+) -> (Time, Time) {
+    match &op.kind {
+        OpKind::Exchange {
+            traffic,
+            transport,
+            first,
+        } => {
+            let exchange = Exchange {
+                traffic: program.traffic(*traffic),
+                transport: *transport,
+                first: *first,
+                world_size: program.world_size,
+                gpus_per_node: program.gpus_per_node,
+            };
+            match exchange.traffic {
+                Traffic::Uniform { .. } => {
+                    let price = model.exchange(&exchange);
+                    (*price.alone.get(rank), price.host)
+                }
+                // Groups do not wait for each other.
+                Traffic::Matrix {
+                    scope: Scope::Strided { .. },
+                    ..
+                } => (Time::ZERO, Time::ZERO),
+                Traffic::Matrix { .. } => {
+                    let floor = *exchanges
+                        .entry(*traffic)
+                        .or_insert_with(|| model.exchange_floor(&exchange));
+                    (floor, Time::ZERO)
+                }
+            }
+        }
+        OpKind::Elementwise { elements, .. }
+            if op.stream == Stream::Communication && !elements.is_same() =>
+        {
+            (Time::ZERO, Time::ZERO)
+        }
+        OpKind::AllGather { scope, bytes } => (
+            model.gather(program, *scope, *bytes, false).time,
+            model.host_launch(),
+        ),
+        OpKind::ReduceScatter { scope, bytes } => (
+            model.gather(program, *scope, *bytes, true).time,
+            model.host_launch(),
+        ),
+        OpKind::CapacitySync => (model.capacity_sync(program).time, model.host_launch()),
+        OpKind::Gate { .. }
+        | OpKind::Encode { .. }
+        | OpKind::Decode { .. }
+        | OpKind::ScoreGradient { .. }
+        | OpKind::ExpertGemm { .. }
+        | OpKind::Elementwise { .. } => {
+            let work = op.kind.work(op.pass, rank, program.dtype);
+            let time = |work: &Work| {
+                *kernels
+                    .entry(*work)
+                    .or_insert_with(|| model.kernel(work).time)
+            };
+            let alone = work.iter().map(time).sum();
+            (alone, model.host_launch().times(work.len() as u64))
+        }
+    }
+}
+
+/// The rank whose experts multiply most rows; any rank's bound holds, this one's is the tightest.
+fn busiest_rank(program: &Program) -> usize {
+    let uneven = program.ops.iter().find_map(|op| match &op.kind {
+        OpKind::ExpertGemm {
+            rows: rows @ ExpertRows::Grouped { .. },
+            ..
+        } => Some(rows),
+        OpKind::ExpertGemm { .. }
+        | OpKind::Gate { .. }
+        | OpKind::CapacitySync
+        | OpKind::Encode { .. }
+        | OpKind::Decode { .. }
+        | OpKind::ScoreGradient { .. }
+        | OpKind::Elementwise { .. }
+        | OpKind::Exchange { .. }
+        | OpKind::AllGather { .. }
+        | OpKind::ReduceScatter { .. } => None,
+    });
+    uneven.map_or(0, |rows| {
+        (0..program.world_size)
+            .max_by_key(|&rank| rows.total(rank))
+            .unwrap_or(0)
+    })
+}

@@ -1,0 +1,467 @@
+//! Why the winner wins: what its neighbours lack, what limits it, and what more of each resource buys.
+
+use super::limits::{Goal, Limits, Violation};
+use super::search::{Evaluated, Outcome, Pruning, Tester, search};
+use super::space::{Candidate, Decision, Site, Space, Tokens, World};
+use crate::compile::Plan;
+use crate::cost::model_of;
+use crate::cost::price::price;
+use crate::engine::Resource;
+use crate::hardware::Hardware;
+use crate::ir::{critical_path, waiting_for_others};
+use crate::policy::candidates;
+use crate::simulate::simulate_step;
+use crate::spec::{Policy, Strategy};
+use crate::units::Time;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// GPUs of the NVLink domain that a sensitivity asks for: one rack of GB200 NVL72.
+const WIDE_DOMAIN: u64 = 72;
+
+/// What the critical path of a step is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// Tensor cores.
+    Gemm,
+    /// HBM.
+    Memory,
+    /// NVLink ports.
+    NvLink,
+    /// NICs and the network behind them.
+    Nic,
+    /// The host, which had not issued what came next.
+    Launch,
+}
+
+impl Limit {
+    const ALL: [Limit; 5] = [
+        Limit::Gemm,
+        Limit::Memory,
+        Limit::NvLink,
+        Limit::Nic,
+        Limit::Launch,
+    ];
+
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Limit::Gemm => "matrix products",
+            Limit::Memory => "memory-bound kernels",
+            Limit::NvLink => "NVLink",
+            Limit::Nic => "NICs",
+            Limit::Launch => "launches by the host",
+        }
+    }
+}
+
+/// A part of the critical path.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Share {
+    /// Of what.
+    pub limit: Limit,
+    /// Its time on the path.
+    pub time: Time,
+    /// Its share of the step, 0 to 1.
+    pub share: f64,
+}
+
+/// What a plan waits for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Limiting {
+    /// Parts of the critical path of the slowest step, the largest first.
+    pub shares: Vec<Share>,
+    /// Mean time a rank waits for slower ones at collectives.
+    pub straggling: Time,
+}
+
+/// Why a neighbour of the winner is not the winner.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// The layer cannot be run so.
+    Refused(String),
+    /// It was tried.
+    Tried(Box<Evaluated>),
+}
+
+/// A plan that differs from the winner in one choice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neighbour {
+    /// What differs: `pipeline degree 4`.
+    pub differs: String,
+    /// Its world, where there is one.
+    pub world: Option<World>,
+    /// How it did.
+    pub verdict: Verdict,
+}
+
+/// What more of one resource would buy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// Of what: `NIC x2`.
+    pub change: String,
+    /// Step time of the best plan with it.
+    pub step_time: Time,
+    /// Tokens a second of that plan.
+    pub tokens_per_second: f64,
+    /// Tokens a second over those of the winner.
+    pub gain: f64,
+    /// That plan.
+    pub plan: String,
+}
+
+/// What limits `winner`; nothing where it cannot be played again.
+pub fn limiting(
+    space: &Space<'_>,
+    world: &World,
+    winner: &Candidate,
+    plan: Plan,
+) -> Option<Limiting> {
+    let limits = Limits::default();
+    let tester = Tester::new(space, &limits, world, &[*winner]).ok()?;
+    let scenario = tester.scenario();
+    let traces = tester
+        .loads(winner)
+        .par_iter()
+        .map(|load| simulate_step(&scenario, plan, load).ok());
+    let slowest = traces.flatten().reduce_with(|slowest, trace| {
+        if trace.step.time > slowest.step.time {
+            trace
+        } else {
+            slowest
+        }
+    })?;
+    let total = slowest.step.time.as_secs_f64().max(f64::MIN_POSITIVE);
+    let path = critical_path(&slowest.program, &slowest.timeline);
+    let priced = price(&slowest.program, scenario.model);
+    let time_of = |limit: Limit| -> Time {
+        path.iter()
+            .map(|on_path| {
+                let limited_by = match priced[on_path.op.index()].resource {
+                    Resource::Gemm => Limit::Gemm,
+                    Resource::Memory => Limit::Memory,
+                    Resource::NvLink => Limit::NvLink,
+                    // Collectives of weights on one node are priced as others; their wire is NVLink.
+                    Resource::Nic if world.gpus <= world.gpus_per_node => Limit::NvLink,
+                    Resource::Nic => Limit::Nic,
+                };
+                match limit {
+                    Limit::Launch => on_path.waited,
+                    limit if limit == limited_by => on_path.ran,
+                    Limit::Gemm | Limit::Memory | Limit::NvLink | Limit::Nic => Time::ZERO,
+                }
+            })
+            .sum()
+    };
+    let mut shares: Vec<Share> = Limit::ALL
+        .into_iter()
+        .map(|limit| {
+            let time = time_of(limit);
+            Share {
+                limit,
+                time,
+                share: time.as_secs_f64() / total,
+            }
+        })
+        .filter(|share| share.time > Time::ZERO)
+        .collect();
+    shares.sort_by_key(|share| (std::cmp::Reverse(share.time), share.limit));
+    let waits = waiting_for_others(&slowest.program, &slowest.timeline);
+    let waited: Time = waits.iter().copied().sum();
+    Some(Limiting {
+        shares,
+        straggling: Time::from_ps(waited.as_ps() / waits.len().max(1) as u64),
+    })
+}
+
+/// All plans that differ from `winner` in one choice of the space, and how they do.
+pub fn neighbours(
+    space: &Space<'_>,
+    limits: &Limits,
+    outcome: &Outcome,
+    winner: &Evaluated,
+) -> Vec<Neighbour> {
+    let world = outcome.world(winner);
+    let mut found = Vec::new();
+    for (differs, candidate) in same_world(space, world, &winner.candidate) {
+        found.push(tried(space, limits, world, candidate, differs));
+    }
+    for (differs, other) in other_worlds(space, world) {
+        let neighbour = match other {
+            Err(reason) => Neighbour {
+                differs,
+                world: None,
+                verdict: Verdict::Refused(reason),
+            },
+            Ok(other) => match fitted(space, &other, &winner.candidate) {
+                Some(candidate) => tried(space, limits, &other, candidate, differs),
+                None => Neighbour {
+                    differs,
+                    verdict: Verdict::Refused("no such r on that many GPUs".into()),
+                    world: Some(other),
+                },
+            },
+        };
+        found.push(neighbour);
+    }
+    found
+}
+
+fn tried(
+    space: &Space<'_>,
+    limits: &Limits,
+    world: &World,
+    candidate: Candidate,
+    differs: String,
+) -> Neighbour {
+    let evaluated = Tester::new(space, limits, world, &[candidate]).and_then(|tester| {
+        tester
+            .evaluate(&candidate)
+            .map_err(|error| error.to_string())
+    });
+    Neighbour {
+        differs,
+        world: Some(world.clone()),
+        verdict: match evaluated {
+            Ok(evaluated) => Verdict::Tried(Box::new(evaluated)),
+            Err(reason) => Verdict::Refused(reason),
+        },
+    }
+}
+
+/// Candidates of the same world that differ in one choice.
+fn same_world(space: &Space<'_>, world: &World, winner: &Candidate) -> Vec<(String, Candidate)> {
+    let strategy = &space.strategies[winner.strategy];
+    let mut found: Vec<(String, Candidate)> = Vec::new();
+    let all = space
+        .candidates(winner.world, &world.layer, 0)
+        .unwrap_or_default();
+    for other in all {
+        let of = &space.strategies[other.strategy];
+        let mut differences = strategies_differ(strategy, of);
+        if other.capacity != winner.capacity {
+            differences.push(format!("capacity setting {}", other.capacity));
+        }
+        differences.extend(decisions_differ(winner.decision, other.decision));
+        if let [only] = &differences[..] {
+            found.push((only.clone(), other));
+        }
+    }
+    found
+}
+
+fn strategies_differ(a: &Strategy, b: &Strategy) -> Vec<String> {
+    let mut differences = Vec::new();
+    if a.encode != b.encode {
+        differences.push(format!("{} encode", b.encode));
+    }
+    if a.layout != b.layout {
+        differences.push(format!("{} layout", b.layout));
+    }
+    if a.padding != b.padding {
+        differences.push(format!("padding {}", b.padding));
+    }
+    differences
+}
+
+fn decisions_differ(a: Decision, b: Decision) -> Vec<String> {
+    let (Decision::Always(x), Decision::Always(y)) = (a, b) else {
+        return match a == b {
+            true => Vec::new(),
+            false => vec![format!("decided by {b}")],
+        };
+    };
+    let mut differences = Vec::new();
+    if x.adaptive_r != y.adaptive_r {
+        differences.push(format!("r = {}", y.adaptive_r));
+        // What r = 0 does not use differs with it.
+        if x.adaptive_r == 0 || y.adaptive_r == 0 {
+            return differences;
+        }
+    }
+    if (x.forward_degree, x.backward_degree) != (y.forward_degree, y.backward_degree) {
+        differences.push(format!("pipelining degree {}", y.forward_degree));
+    }
+    if x.all_to_all != y.all_to_all {
+        differences.push(format!("{} all-to-all", y.all_to_all));
+    }
+    differences
+}
+
+/// The next smaller and larger numbers of GPUs, and every other site, number type and k.
+fn other_worlds(space: &Space<'_>, world: &World) -> Vec<(String, Result<World, String>)> {
+    let spec = &world.layer.spec;
+    let at = |site, gpus, dtype, top_k| {
+        let world = space.world(site, gpus, dtype, top_k);
+        world.map_err(|error| error.to_string())
+    };
+    let mut found = Vec::new();
+    let fewer = space
+        .gpus
+        .iter()
+        .copied()
+        .filter(|&gpus| gpus < world.gpus)
+        .max();
+    let more = space
+        .gpus
+        .iter()
+        .copied()
+        .filter(|&gpus| gpus > world.gpus)
+        .min();
+    for gpus in fewer.into_iter().chain(more) {
+        let other = at(world.site, gpus, spec.dtype, spec.top_k);
+        found.push((format!("{gpus} GPUs"), other));
+    }
+    for site in (0..space.sites.len()).filter(|&site| site != world.site) {
+        let name = space.sites[site].hardware.name.clone();
+        found.push((name, at(site, world.gpus, spec.dtype, spec.top_k)));
+    }
+    for &dtype in space.dtypes.iter().filter(|&&dtype| dtype != spec.dtype) {
+        found.push((
+            dtype.to_string(),
+            at(world.site, world.gpus, dtype, spec.top_k),
+        ));
+    }
+    for &top_k in space.top_k.iter().filter(|&&top_k| top_k != spec.top_k) {
+        found.push((
+            format!("top-{top_k}"),
+            at(world.site, world.gpus, spec.dtype, top_k),
+        ));
+    }
+    found
+}
+
+/// The winner's choices in another world, if it allows them.
+fn fitted(space: &Space<'_>, world: &World, winner: &Candidate) -> Option<Candidate> {
+    let plans = candidates(&space.strategies[winner.strategy], &world.layer).ok()?;
+    let allowed = match winner.decision {
+        Decision::Adapts(_) => true,
+        Decision::Always(plan) => plans.contains(&plan),
+    };
+    allowed.then_some(*winner)
+}
+
+/// What more of each resource would buy, the plan chosen anew each time.
+pub fn sensitivities(space: &Space<'_>, world: &World, winner: &Evaluated) -> Vec<Sensitivity> {
+    let site = &space.sites[world.site];
+    let mut found = Vec::new();
+    for (change, hardware, gpus_per_node) in richer(site, world.gpus) {
+        let Ok(model) = model_of(&hardware, world.gpus) else {
+            continue;
+        };
+        let site = Site {
+            hardware: &hardware,
+            model: &*model,
+            gpus_per_node,
+            per_gpu_hour: site.per_gpu_hour,
+        };
+        found.extend(best_with(space, site, world.gpus, world, winner, change));
+    }
+    let double = world.gpus * 2;
+    let change = match space.tokens {
+        Tokens::PerGpu => format!("GPUs x2 ({double}, twice the tokens)"),
+        Tokens::InAll(_) => format!("GPUs x2 ({double}, the same tokens)"),
+    };
+    found.extend(best_with(space, *site, double, world, winner, change));
+    found
+}
+
+/// The best plan of the winner's kind on `gpus` GPUs of `site`.
+fn best_with(
+    space: &Space<'_>,
+    site: Site<'_>,
+    gpus: u64,
+    world: &World,
+    winner: &Evaluated,
+    change: String,
+) -> Option<Sensitivity> {
+    let spec = &world.layer.spec;
+    let alone = Space {
+        sites: vec![site],
+        gpus: vec![gpus],
+        layer: space.layer.clone(),
+        tokens: space.tokens,
+        top_k: vec![spec.top_k],
+        dtypes: vec![spec.dtype],
+        capacity: vec![winner.candidate.capacity],
+        strategies: vec![space.strategies[winner.candidate.strategy].clone()],
+        policies: vec![match winner.candidate.decision {
+            Decision::Always(_) => Policy::Static,
+            Decision::Adapts(policy) => policy,
+        }],
+        phase: space.phase,
+        routes: space.routes,
+        power: space.power,
+    };
+    let outcome = search(&alone, &Limits::default(), Pruning::ByBound);
+    let best = outcome.winner(Goal::Fastest)?;
+    let tokens_per_second = best.figures.cost.tokens_per_second;
+    Some(Sensitivity {
+        change,
+        step_time: best.figures.step_time,
+        tokens_per_second,
+        gain: tokens_per_second / winner.figures.cost.tokens_per_second,
+        plan: best.candidate.decision.to_string(),
+    })
+}
+
+/// Hardware with more of one resource each, and the GPUs of its nodes.
+fn richer(site: &Site<'_>, gpus: u64) -> Vec<(String, Hardware, u64)> {
+    let node = site.gpus_per_node;
+    let with = |change: &str, of: &dyn Fn(&mut Hardware)| {
+        let mut hardware = site.hardware.clone();
+        of(&mut hardware);
+        (change.to_owned(), hardware, node)
+    };
+    let mut found = vec![
+        with("NIC x2", &|hardware| {
+            hardware.collectives.nic.wire_gb_per_s *= 2.0;
+        }),
+        with("HBM bandwidth x2", &|hardware| {
+            let gpu = &mut hardware.gpu;
+            gpu.hbm_gb_per_s *= 2.0;
+            gpu.gemm.hbm_gbps *= 2.0;
+            gpu.gemm.store_gbps *= 2.0;
+            gpu.gemm.gemv_gbps *= 2.0;
+        }),
+        with("tensor cores x2", &|hardware| {
+            let gemm = &mut hardware.gpu.gemm;
+            gemm.tensor_tflops *= 2.0;
+            gemm.tf32_tflops *= 2.0;
+            gemm.fp32_tflops *= 2.0;
+        }),
+        with("launches twice as fast", &|hardware| {
+            let host = &mut hardware.host;
+            host.launch_us /= 2.0;
+            host.collective_us /= 2.0;
+            host.peer_us /= 2.0;
+        }),
+    ];
+    // Nodes must divide the world: the widest domain that does.
+    let widest = (node + 1..=WIDE_DOMAIN.min(gpus))
+        .rev()
+        .find(|m| gpus.is_multiple_of(*m));
+    if let Some(wide) = widest {
+        let mut hardware = site.hardware.clone();
+        hardware.node.gpus = wide;
+        found.push((format!("NVLink domain {node} -> {wide}"), hardware, wide));
+    }
+    found
+}
+
+/// How far a plan is from a limit, for people; `unit` writes a quantity of the limit.
+pub fn shortfall(violation: &Violation, unit: &dyn Fn(&str, f64) -> String) -> String {
+    let Violation {
+        limit,
+        allowed,
+        found,
+        excess,
+    } = violation;
+    format!(
+        "{limit}: {} where {} is asked for ({:.0} % off)",
+        unit(limit, *found),
+        unit(limit, *allowed),
+        excess * 100.0
+    )
+}

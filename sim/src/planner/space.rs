@@ -1,0 +1,294 @@
+//! What is tried: worlds of GPUs, and ways to run the layer on each.
+
+use crate::compile::{Load, Plan, Routing};
+use crate::cost::CostModel;
+use crate::economy::PowerModel;
+use crate::hardware::Hardware;
+use crate::policy::candidates;
+use crate::simulate::Scenario;
+use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
+use moeplan_traces::RoutingStep;
+use std::fmt;
+
+/// A kind of cluster that can be had.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// Its constants.
+    pub hardware: &'a Hardware,
+    /// Its prices of operations.
+    pub model: &'a dyn CostModel,
+    /// GPUs that share a node.
+    pub gpus_per_node: u64,
+    /// What a GPU costs an hour.
+    pub per_gpu_hour: f64,
+}
+
+/// How many tokens a GPU gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// As the layer says, whatever the number of GPUs: more GPUs do more work (weak scaling).
+    PerGpu,
+    /// So many over all GPUs: more GPUs share the same work (strong scaling).
+    InAll(u64),
+}
+
+/// The routing of a layer's steps; `None` where a step is balanced. The error is for people.
+pub type Routes<'a> =
+    dyn Fn(&ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, String> + Sync + 'a;
+
+/// Everything that may be chosen.
+pub struct Space<'a> {
+    /// Kinds of cluster.
+    pub sites: Vec<Site<'a>>,
+    /// Numbers of GPUs.
+    pub gpus: Vec<u64>,
+    /// The layer; its k, capacity setting and number type are those of the lists below.
+    pub layer: LayerSpec,
+    /// How many tokens a GPU gets.
+    pub tokens: Tokens,
+    /// k: experts per token.
+    pub top_k: Vec<u32>,
+    /// Number types.
+    pub dtypes: Vec<DType>,
+    /// Capacity settings x.
+    pub capacity: Vec<f64>,
+    /// Strategies whose `auto` settings are searched.
+    pub strategies: Vec<Strategy>,
+    /// Who decides: `static` is one plan for all steps.
+    pub policies: Vec<Policy>,
+    /// Forward, or a training step.
+    pub phase: Phase,
+    /// Where tokens go.
+    pub routes: &'a Routes<'a>,
+    /// What GPUs draw.
+    pub power: &'a PowerModel,
+}
+
+/// A cluster of a size with the layer on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct World {
+    /// Index of its site.
+    pub site: usize,
+    /// W.
+    pub gpus: u64,
+    /// m.
+    pub gpus_per_node: u64,
+    /// The layer resolved.
+    pub layer: ResolvedLayer,
+}
+
+/// Who decides what to do in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Decision {
+    /// One plan for all steps.
+    Always(Plan),
+    /// A policy, among all plans of a strategy.
+    Adapts(Policy),
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Decision::Always(plan) => write!(f, "{plan}"),
+            Decision::Adapts(policy) => write!(f, "{policy}"),
+        }
+    }
+}
+
+/// One way to run the layer in a world.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// Index of the world.
+    pub world: usize,
+    /// Index in the order of the space, which breaks ties.
+    pub index: usize,
+    /// Index of the strategy.
+    pub strategy: usize,
+    /// Capacity setting x.
+    pub capacity: f64,
+    /// Who decides.
+    pub decision: Decision,
+}
+
+/// The numbers of GPUs up to `most` that are tried on nodes of `node`: powers of two and three
+/// times those, below a node where they divide it and in whole nodes above. A larger `most` tries all
+/// of these and more, so it never finds less.
+pub fn gpu_counts(node: u64, most: u64) -> Vec<u64> {
+    let round = |count: u64| {
+        let odd = count >> count.trailing_zeros();
+        odd == 1 || odd == 3
+    };
+    let within = (1..node).filter(|&gpus| node.is_multiple_of(gpus));
+    let nodes = (1..=most / node.max(1)).filter(|&nodes| round(nodes));
+    within
+        .chain(nodes.map(|nodes| nodes * node))
+        .filter(|&gpus| gpus <= most)
+        .collect()
+}
+
+impl<'a> Space<'a> {
+    /// All worlds in order, or why there is none of that size: the site, its GPUs, and the reason.
+    pub fn worlds(&self) -> Vec<Result<World, (usize, u64, SpecError)>> {
+        let mut worlds = Vec::new();
+        for &gpus in &self.gpus {
+            for site in 0..self.sites.len() {
+                for &dtype in &self.dtypes {
+                    for &top_k in &self.top_k {
+                        let world = self.world(site, gpus, dtype, top_k);
+                        worlds.push(world.map_err(|error| (site, gpus, error)));
+                    }
+                }
+            }
+        }
+        worlds
+    }
+
+    /// The layer on `gpus` GPUs of `site`.
+    ///
+    /// # Errors
+    /// A layer that does not divide over them.
+    pub fn world(
+        &self,
+        site: usize,
+        gpus: u64,
+        dtype: DType,
+        top_k: u32,
+    ) -> Result<World, SpecError> {
+        let gpus_per_node = self.sites[site].gpus_per_node.min(gpus);
+        if gpus_per_node == 0 || !gpus.is_multiple_of(gpus_per_node) {
+            let expected = format!("whole nodes of {gpus_per_node} GPUs");
+            return Err(SpecError::new("gpus", expected, gpus));
+        }
+        let tokens_per_step = match self.tokens {
+            Tokens::PerGpu => self.layer.tokens_per_step,
+            Tokens::InAll(all) if all.is_multiple_of(gpus) => all / gpus,
+            Tokens::InAll(all) => {
+                let expected = format!("tokens that divide over {gpus} GPUs");
+                return Err(SpecError::new("global-batch", expected, all));
+            }
+        };
+        let layer = LayerSpec {
+            tokens_per_step,
+            dtype,
+            top_k,
+            ..self.layer.clone()
+        }
+        .resolve(gpus)?;
+        Ok(World {
+            site,
+            gpus,
+            gpus_per_node,
+            layer,
+        })
+    }
+
+    /// All ways to run the layer in `world`, in order; `index` numbers them from `first` on.
+    ///
+    /// # Errors
+    /// A fixed r that the layer does not allow.
+    pub fn candidates(
+        &self,
+        world: usize,
+        layer: &ResolvedLayer,
+        first: usize,
+    ) -> Result<Vec<Candidate>, SpecError> {
+        let mut found = Vec::new();
+        for (strategy, choices) in self.strategies.iter().enumerate() {
+            let plans = candidates(choices, layer)?;
+            let decisions = self.policies.iter().flat_map(|&policy| match policy {
+                Policy::Static => plans.iter().copied().map(Decision::Always).collect(),
+                Policy::Dictionary | Policy::Oracle => vec![Decision::Adapts(policy)],
+            });
+            let decisions: Vec<Decision> = decisions.collect();
+            for &capacity in self.capacity_of(choices) {
+                found.extend(
+                    decisions
+                        .iter()
+                        .map(|&decision| (strategy, capacity, decision)),
+                );
+            }
+        }
+        let number = |(offset, (strategy, capacity, decision))| Candidate {
+            world,
+            index: first + offset,
+            strategy,
+            capacity,
+            decision,
+        };
+        Ok(found.into_iter().enumerate().map(number).collect())
+    }
+
+    /// Capacity settings that differ under `strategy`: dropless plans have none.
+    fn capacity_of(&self, strategy: &Strategy) -> &[f64] {
+        match strategy.padding {
+            Padding::Capacity => &self.capacity,
+            Padding::Dropless => &self.capacity[..self.capacity.len().min(1)],
+        }
+    }
+
+    /// The scenario of `world`.
+    pub fn scenario<'w>(&'w self, world: &'w World) -> Scenario<'w> {
+        let site = &self.sites[world.site];
+        Scenario {
+            layer: &world.layer,
+            gpus_per_node: world.gpus_per_node,
+            memory_bytes: site.hardware.memory_bytes(),
+            reserved_bytes: site.hardware.reserved_bytes(),
+            model: site.model,
+            phase: self.phase,
+        }
+    }
+}
+
+/// The steps of a world as its candidates load it.
+pub(super) struct Loads {
+    routing: Vec<Option<RoutingStep>>,
+    /// By padding and capacity setting: the load of every step.
+    known: Vec<(Padding, f64, Vec<Load>)>,
+}
+
+impl Loads {
+    /// The loads of all candidates of `world`.
+    pub(super) fn new(
+        space: &Space<'_>,
+        world: &World,
+        candidates: &[Candidate],
+    ) -> Result<Loads, String> {
+        let routing = (space.routes)(&world.layer)?;
+        let mut known: Vec<(Padding, f64, Vec<Load>)> = Vec::new();
+        for candidate in candidates {
+            let padding = space.strategies[candidate.strategy].padding;
+            if known
+                .iter()
+                .any(|(p, x, _)| *p == padding && *x == candidate.capacity)
+            {
+                continue;
+            }
+            let load = |step: &Option<RoutingStep>| {
+                let routing = routing_of(step.as_ref());
+                Load::new(&world.layer, candidate.capacity, padding, &routing)
+            };
+            let loads = routing.iter().map(load).collect();
+            known.push((padding, candidate.capacity, loads));
+        }
+        Ok(Loads { routing, known })
+    }
+
+    /// The loads of a candidate, step by step.
+    pub(super) fn of(&self, padding: Padding, capacity: f64) -> &[Load] {
+        let found = self
+            .known
+            .iter()
+            .find(|(p, x, _)| *p == padding && *x == capacity);
+        found.map_or(&[], |(_, _, loads)| loads)
+    }
+
+    /// The routing of every step.
+    pub(super) fn routing(&self) -> impl Iterator<Item = Routing<'_>> {
+        self.routing.iter().map(|step| routing_of(step.as_ref()))
+    }
+}
+
+fn routing_of(step: Option<&RoutingStep>) -> Routing<'_> {
+    step.map_or(Routing::Balanced, Routing::Step)
+}

@@ -1,0 +1,220 @@
+//! `plan`: what it recommends, and what it says where nothing can be.
+
+use crate::cli::{done, json};
+use moeplan::error::Exit;
+use moeplan_tests::moeplan;
+use serde_json::Value;
+
+const SMALL: &str = "plan --tokens-per-step 1024 --model-dim 256 --hidden-dim 512 --max-gpus 16";
+
+fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("expected a number, found {value}"))
+}
+
+#[test]
+fn the_recommended_plan_is_what_simulate_says_of_it() {
+    let found = json(SMALL);
+    let plan = &found["recommended"];
+    let a2a = plan["all_to_all"].as_str().unwrap_or("linear");
+    let alone = json(&format!(
+        "simulate --tokens-per-step 1024 --model-dim 256 --hidden-dim 512 --gpus {} --adaptive-r {} \
+         --pipeline-degree {} --all-to-all {a2a} --encode {} --layout {}",
+        plan["gpus"],
+        plan["adaptive_r"],
+        plan["pipeline_degree"],
+        plan["encode"].as_str().unwrap(),
+        plan["layout"].as_str().unwrap(),
+    ));
+    let run = &alone["runs"][0];
+    for name in [
+        "step_time_ns",
+        "memory_bytes_per_gpu",
+        "exposed_communication_ns",
+    ] {
+        assert_eq!(plan[name], run[name], "{name}");
+    }
+}
+
+#[test]
+fn a_target_asks_for_the_cheapest_and_a_budget_for_the_fastest() {
+    let fastest = json(SMALL);
+    assert_eq!(fastest["goal"], "fastest");
+    let most = number(&fastest["recommended"]["tokens_per_second"]);
+    let half = json(&format!("{SMALL} --tokens-per-second {}", most / 2.0));
+    assert_eq!(half["goal"], "cheapest");
+    let plan = &half["recommended"];
+    assert!(number(&plan["tokens_per_second"]) >= most / 2.0);
+    for other in half["front"].as_array().unwrap() {
+        assert!(
+            number(&other["cost_per_billion_tokens"]) >= number(&plan["cost_per_billion_tokens"])
+        );
+    }
+    let poor = json(&format!("{SMALL} --budget 20/hour"));
+    assert_eq!(poor["goal"], "fastest");
+    assert!(number(&poor["recommended"]["cost_per_hour"]) <= 20.0);
+    assert_eq!(poor["recommended"]["gpus"], 4);
+    let cheaper = json(&format!("{SMALL} --budget 20/hour --price reserved-3y"));
+    assert!(number(&cheaper["recommended"]["gpus"]) > 4.0);
+}
+
+#[test]
+fn nothing_on_the_front_is_better_than_another() {
+    let found = json(&format!(
+        "{SMALL} --try-capacity-factor 1,1.5,0 --try-dtype fp16,tf32"
+    ));
+    let front = found["front"].as_array().unwrap();
+    let point = |plan: &Value| {
+        [
+            1.0 / number(&plan["tokens_per_second"]),
+            number(&plan["gpus"]),
+            number(&plan["cost_per_billion_tokens"]),
+            number(&plan["memory_bytes_per_gpu"]),
+            number(&plan["dropped_fraction"]),
+        ]
+    };
+    for a in front {
+        for b in front.iter().filter(|b| *b != a) {
+            let (a, b) = (point(a), point(b));
+            let better = a.iter().zip(&b).all(|(a, b)| a <= b);
+            assert!(!better || a == b, "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_met_is_told_with_how_far_off_it_is() {
+    for (limits, limit) in [
+        ("--step-time 1us", "step-time"),
+        ("--memory 1GiB", "memory"),
+        ("--budget 1/hour", "budget"),
+        ("--budget 0.000001/1e9-tokens", "budget"),
+        ("--tokens-per-second 1e15", "tokens-per-second"),
+        ("--capacity-factor 0.5 --max-dropped 0.1", "max-dropped"),
+    ] {
+        let ran = moeplan(&format!("{SMALL} {limits} --format json"));
+        assert_eq!(ran.exit, Exit::NoFeasiblePlan, "{limits}: {}", ran.stderr);
+        let found: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert!(found["recommended"].is_null() && found["front"].as_array().unwrap().is_empty());
+        let worst = &found["nearest"]["violations"][0];
+        assert_eq!(worst["limit"], limit, "{limits}");
+        assert!(number(&worst["excess"]) > 0.0);
+        let table = moeplan(&format!("{SMALL} {limits}"));
+        assert!(
+            table.stdout.contains("no plan meets all limits"),
+            "{}",
+            table.stdout
+        );
+        assert!(table.stdout.contains("% off"), "{}", table.stdout);
+    }
+}
+
+#[test]
+fn a_fixed_batch_is_shared_and_the_layers_tokens_are_not() {
+    let shared = json(&format!("{SMALL} --global-batch 16384 --gpus 4,16"));
+    for plan in shared["front"].as_array().unwrap() {
+        assert_eq!(
+            number(&plan["gpus"]) * number(&plan["tokens_per_gpu"]),
+            16_384.0
+        );
+    }
+    let each = json(&SMALL.replace("--max-gpus 16", "--gpus 4,16"));
+    for plan in each["front"].as_array().unwrap() {
+        assert_eq!(plan["tokens_per_gpu"], 1024);
+    }
+    let odd = moeplan(&format!("{SMALL} --global-batch 1000003"));
+    assert_eq!(
+        odd.exit,
+        Exit::Done,
+        "one GPU takes any batch: {}",
+        odd.stderr
+    );
+}
+
+#[test]
+fn the_winner_is_explained() {
+    let found = json(&format!("{SMALL} --gpus 8,16 --trace digits --steps 2"));
+    let shares: f64 = found["limiting"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| number(&part["share"]))
+        .sum();
+    assert!(
+        (shares - 1.0).abs() < 1e-6,
+        "the critical path is the step: {shares}"
+    );
+    let differs: Vec<&str> = found["neighbours"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|neighbour| neighbour["differs"].as_str().unwrap())
+        .collect();
+    for wanted in [
+        "r = ",
+        "pipelining degree",
+        "encode",
+        "layout",
+        "GPUs",
+        "decided by",
+    ] {
+        assert!(
+            differs.iter().any(|differs| differs.contains(wanted)),
+            "{wanted}: {differs:?}"
+        );
+    }
+    for sensitivity in found["sensitivities"].as_array().unwrap() {
+        // The plan is chosen anew, so more never loses.
+        assert!(number(&sensitivity["gain"]) > 0.99, "{sensitivity}");
+    }
+}
+
+#[test]
+fn threads_and_bounds_change_nothing_but_the_work() {
+    let args = format!("{SMALL} --try-dropless --trace digits --steps 2");
+    let one = done(&format!("{args} --threads 1 --format json")).stdout;
+    let many = done(&format!("{args} --threads 4 --format json")).stdout;
+    assert_eq!(one, many);
+    let (mut pruned, mut all) = (json(&args), json(&format!("{args} --exhaustive")));
+    assert!(number(&pruned["simulated"]) < number(&all["simulated"]));
+    assert_eq!(all["simulated"], all["candidates"]);
+    for found in [&mut pruned, &mut all] {
+        for key in ["simulated", "settings"] {
+            found.as_object_mut().unwrap().remove(key);
+        }
+    }
+    assert_eq!(pruned, all);
+}
+
+#[test]
+fn mistakes_are_told() {
+    for (args, wanted) in [
+        ("--gpus 0", "1 to 65536"),
+        ("--max-gpus 0", "--max-gpus"),
+        ("--step-time 20", "such as 20ms"),
+        ("--budget 20", "100/hour"),
+        ("--tokens-per-second -1", ""),
+        ("--tokens-per-second nan", "--tokens-per-second"),
+        ("--max-dropped 2", "--max-dropped"),
+        ("--cluster nowhere", "nowhere"),
+        ("--cluster dgx-a100,dgx-a100", "twice"),
+        ("--top-k 1,2", "--try-top-k"),
+        ("--try-dtype fp8", "fp8"),
+        ("--trace nowhere", "nowhere"),
+        ("--routing zipf:x", "zipf"),
+        ("--price-list nowhere.toml", "nowhere.toml"),
+        ("--price free", "reserved-1y"),
+        ("--gpus 12 --num-experts 7", "num-experts"),
+    ] {
+        let ran = moeplan(&format!("plan {args}"));
+        assert_eq!(
+            ran.exit,
+            Exit::BadInput,
+            "{args}: {}{}",
+            ran.stdout,
+            ran.stderr
+        );
+        assert!(ran.stderr.contains(wanted), "{args}: {}", ran.stderr);
+    }
+}
