@@ -1,6 +1,6 @@
 //! Why the winner wins: what its neighbours lack, what limits it, and what more of each resource buys.
 
-use super::limits::{Goal, Limits, Violation};
+use super::limits::{Goal, Limits};
 use super::search::{Evaluated, Outcome, Pruning, Tester, search};
 use super::space::{Candidate, Decision, Site, Space, Tokens, World};
 use crate::compile::Plan;
@@ -448,20 +448,4 @@ fn richer(site: &Site<'_>, gpus: u64) -> Vec<(String, Hardware, u64)> {
         found.push((format!("NVLink domain {node} -> {wide}"), hardware, wide));
     }
     found
-}
-
-/// How far a plan is from a limit, for people; `unit` writes a quantity of the limit.
-pub fn shortfall(violation: &Violation, unit: &dyn Fn(&str, f64) -> String) -> String {
-    let Violation {
-        limit,
-        allowed,
-        found,
-        excess,
-    } = violation;
-    format!(
-        "{limit}: {} where {} is asked for ({:.0} % off)",
-        unit(limit, *found),
-        unit(limit, *allowed),
-        excess * 100.0
-    )
 }

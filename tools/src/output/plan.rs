@@ -122,19 +122,25 @@ pub fn violation(broken: &Violation) -> String {
         "memory" => bytes(value as u64),
         "step-time" => time((value * 1e9) as u64),
         "max-dropped" => percent(value),
+        "tokens-per-second" => count(value as u64),
         _ => three(value),
     };
+    let bound = match broken.limit {
+        "tokens-per-second" => "at least",
+        _ => "at most",
+    };
     let far = match broken.excess {
-        excess if excess > 1e6 => String::new(),
+        // Nothing of what is allowed is there to be a share of.
+        excess if excess > 1e9 => String::new(),
+        excess if excess >= 9.0 => format!(", {} off", times(excess + 1.0)),
         excess => format!(", {:.1} % off", excess * 100.0),
     };
     format!(
-        "{}: {} where {} is allowed{far}",
+        "{}: {} where {bound} {} is asked for{far}",
         broken.limit,
         unit(broken.found),
         unit(broken.allowed),
     )
-    .replace("tokens-per-second", "tokens-per-second (fewest)")
 }
 
 /// `3.2 % slower`, or the better word where it is less.
