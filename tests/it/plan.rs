@@ -146,25 +146,34 @@ fn the_winner_is_explained() {
         (shares - 1.0).abs() < 1e-6,
         "the critical path is the step: {shares}"
     );
-    let differs: Vec<&str> = found["neighbours"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|neighbour| neighbour["differs"].as_str().unwrap())
-        .collect();
-    for wanted in [
-        "r = ",
-        "pipelining degree",
-        "encode",
-        "layout",
-        "GPUs",
-        "decided by",
-    ] {
-        assert!(
-            differs.iter().any(|differs| differs.contains(wanted)),
-            "{wanted}: {differs:?}"
-        );
-    }
+    let differs = |found: &Value| -> Vec<String> {
+        let neighbours = found["neighbours"].as_array().unwrap().iter();
+        let differs = |neighbour: &Value| neighbour["differs"].as_str().unwrap().to_owned();
+        neighbours.map(differs).collect()
+    };
+    let check = |found: &Value, wanted: &[&str]| {
+        let differs = differs(found);
+        for wanted in wanted {
+            assert!(
+                differs.iter().any(|differs| differs.contains(wanted)),
+                "{wanted}: {differs:?}"
+            );
+        }
+    };
+    check(&found, &["r = ", "encode", "layout", "GPUs", "decided by"]);
+    let sharing = json(&format!(
+        "{LAYER} --gpus 8,16 --adaptive-r 1 --all-to-all auto"
+    ));
+    check(
+        &sharing,
+        &[
+            "pipelining degree",
+            "all-to-all",
+            "encode",
+            "layout",
+            "GPUs",
+        ],
+    );
     for sensitivity in found["sensitivities"].as_array().unwrap() {
         // The plan is chosen anew, so more never loses.
         assert!(number(&sensitivity["gain"]) > 0.99, "{sensitivity}");

@@ -183,9 +183,18 @@ pub fn neighbours(
     winner: &Evaluated,
 ) -> Vec<Neighbour> {
     let world = outcome.world(winner);
-    let mut found = Vec::new();
+    let mut found: Vec<Neighbour> = Vec::new();
     for (differs, candidate) in same_world(space, world, &winner.candidate) {
-        found.push(tried(space, limits, world, candidate, differs));
+        let neighbour = tried(space, limits, world, candidate, differs);
+        // From r = 0 every r has many plans, as r = 0 says nothing of degree and All-to-All.
+        match found
+            .iter_mut()
+            .find(|known| known.differs == neighbour.differs)
+        {
+            Some(known) if better(&neighbour, known) => *known = neighbour,
+            Some(_) => {}
+            None => found.push(neighbour),
+        }
     }
     for (differs, other) in other_worlds(space, world) {
         let neighbour = match other {
@@ -206,6 +215,18 @@ pub fn neighbours(
         found.push(neighbour);
     }
     found
+}
+
+/// Whether a neighbour comes nearer to being wanted than another that differs in the same.
+fn better(neighbour: &Neighbour, other: &Neighbour) -> bool {
+    let rank = |neighbour: &Neighbour| match &neighbour.verdict {
+        Verdict::Refused(_) => (true, f64::INFINITY),
+        Verdict::Tried(plan) => (
+            !plan.violations.is_empty(),
+            plan.objectives.seconds_per_token,
+        ),
+    };
+    rank(neighbour) < rank(other)
 }
 
 fn tried(

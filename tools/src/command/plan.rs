@@ -337,9 +337,10 @@ fn why(plan: &Evaluated, winner: &Evaluated, goal: Goal) -> String {
         Goal::Fastest => slower,
         Goal::Cheapest => dearer,
     };
-    let verdict = match goal {
-        Goal::Fastest => shown::more(slower, "more time a token", "less time a token"),
-        Goal::Cheapest => shown::more(dearer, "dearer", "cheaper"),
+    let verdict = match (goal, its.gpus == best.gpus) {
+        (Goal::Fastest, true) => shown::more(slower, "slower", "faster"),
+        (Goal::Fastest, false) => shown::more(slower, "more time a token", "less time a token"),
+        (Goal::Cheapest, _) => shown::more(dearer, "dearer", "cheaper"),
     };
     if worse == 0.0 {
         return "as good, and later in the order of the search".into();
@@ -360,11 +361,7 @@ fn why(plan: &Evaluated, winner: &Evaluated, goal: Goal) -> String {
         ),
         ("matrix products", a.matrix_products, b.matrix_products),
         ("memory-bound kernels", a.memory_bound, b.memory_bound),
-        (
-            "waiting for the host and other GPUs",
-            a.waiting(),
-            b.waiting(),
-        ),
+        ("waiting", a.waiting(), b.waiting()),
     ];
     // Of equals the first.
     let grown = parts

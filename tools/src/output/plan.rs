@@ -146,6 +146,7 @@ pub fn violation(broken: &Violation) -> String {
 /// `3.2 % slower`, or the better word where it is less.
 pub fn more(share: f64, worse: &str, better: &str) -> String {
     match share >= 0.0 {
+        true if share >= 9.0 => format!("{} {worse}", times(share + 1.0)),
         true => format!("{:.1} % {worse}", share * 100.0),
         false => format!("{:.1} % {better}", -share * 100.0),
     }
