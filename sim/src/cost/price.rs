@@ -68,12 +68,21 @@ fn price_op(
             collective(model.gather(program, *scope, *bytes, true))
         }
         OpKind::CapacitySync => collective(model.capacity_sync(program)),
+        OpKind::AllReduce { bytes } => PricedOp {
+            resource: if program.world_size > program.gpus_per_node {
+                Resource::Nic
+            } else {
+                Resource::NvLink
+            },
+            ..collective(model.all_reduce(program, *bytes))
+        },
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. } => kernels(program, op, model),
+        | OpKind::Elementwise { .. }
+        | OpKind::Model(_) => kernels(program, op, model),
     }
 }
 
@@ -94,7 +103,8 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
-        | OpKind::ScoreGradient { .. } => {
+        | OpKind::ScoreGradient { .. }
+        | OpKind::Model(_) => {
             let gemm = |work: &Work| matches!(work, Work::Gemm(_));
             if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) {
                 Resource::Gemm
@@ -105,6 +115,7 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         OpKind::Exchange { .. }
         | OpKind::AllGather { .. }
         | OpKind::ReduceScatter { .. }
+        | OpKind::AllReduce { .. }
         | OpKind::CapacitySync => Resource::Nic,
     };
     if !differs_by_rank(&op.kind) {
@@ -150,6 +161,8 @@ fn differs_by_rank(kind: &OpKind) -> bool {
             ..
         }
         | OpKind::AllGather { .. }
-        | OpKind::ReduceScatter { .. } => false,
+        | OpKind::ReduceScatter { .. }
+        | OpKind::AllReduce { .. }
+        | OpKind::Model(_) => false,
     }
 }

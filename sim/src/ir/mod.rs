@@ -16,7 +16,7 @@ mod work;
 pub use buffer::{Buffer, BufferId, Lifetime};
 pub use critical_path::{PathOp, critical_path, waiting_for_others};
 pub use op::{
-    Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream,
+    Elementwise, Expert, ExpertRows, Gradient, Kernels, Op, OpId, OpKind, Pass, Scope, Stage, Stream,
     Transport,
 };
 pub use per_rank::PerRank;
