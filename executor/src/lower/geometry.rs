@@ -123,7 +123,7 @@ impl Geometry {
                 | OpKind::AllGather { .. }
                 | OpKind::ReduceScatter { .. }
                 | OpKind::AllReduce { .. }
-                | OpKind::Model(_) => {}
+                | OpKind::Model { .. } => {}
             }
         }
         let (tokens, experts, model_dim, top_k) = gate.ok_or_else(|| lacks("no gate"))?;

@@ -93,7 +93,10 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(source: ModelSource<'a>) -> Self {
         let (world, node) = (source.world_size as usize, source.gpus_per_node as usize);
-        let mut builder = ProgramBuilder::new(world, node, source.model.dtype);
+        // The program's type is that of its MoE layers; everything else states its own.
+        let dtype = source.moe.first().map(|run| run.layer.spec.dtype);
+        let dtype = dtype.unwrap_or(source.model.dtype);
+        let mut builder = ProgramBuilder::new(world, node, dtype);
         let parameters = source.parameters();
         let width = source.model.dtype.bytes();
         let weights = builder.persistent("parameters", parameters * width);
@@ -137,7 +140,7 @@ impl<'a> Writer<'a> {
             });
             writes.extend(saved);
             let reads = [flow, self.weights];
-            let kind = OpKind::Model(kernels);
+            let kind = self.source.op(kernels);
             self.builder.push(Stream::Compute, kind, &reads, &writes);
             flow = output;
             kept.push(Kept::Dense(saved));
@@ -171,7 +174,7 @@ impl<'a> Writer<'a> {
                     };
                     let mut reads = vec![flow, self.weights];
                     reads.extend(saved);
-                    let kind = OpKind::Model(kernels);
+                    let kind = self.source.op(kernels);
                     let writes = [gradient, bucket];
                     self.builder.push(Stream::Compute, kind, &reads, &writes);
                     flow = gradient;
@@ -237,7 +240,7 @@ impl<'a> Writer<'a> {
         };
         self.builder.at(Stage::Optimizer, Pass::Forward, 0);
         let (reads, writes) = (self.buckets.clone(), [self.weights]);
-        let kind = OpKind::Model(kernels);
+        let kind = source.op(kernels);
         self.builder.push(Stream::Compute, kind, &reads, &writes);
         if source.shards() > 1 {
             self.builder.at(Stage::AllReduce, Pass::Forward, 0);
@@ -264,6 +267,13 @@ impl ModelSource<'_> {
             self.world_size
         } else {
             1
+        }
+    }
+
+    fn op(&self, kernels: Kernels) -> OpKind {
+        OpKind::Model {
+            kernels,
+            dtype: self.model.dtype,
         }
     }
 

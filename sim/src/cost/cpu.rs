@@ -196,7 +196,7 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
             pass: Some(("reduce-scatter", *bytes as f64)),
         },
         // Whole models run on GPUs only.
-        OpKind::AllReduce { .. } | OpKind::Model(_) => Demand::default(),
+        OpKind::AllReduce { .. } | OpKind::Model { .. } => Demand::default(),
     }
 }
 

@@ -82,7 +82,7 @@ fn price_op(
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
         | OpKind::Elementwise { .. }
-        | OpKind::Model(_) => kernels(program, op, model),
+        | OpKind::Model { .. } => kernels(program, op, model),
     }
 }
 
@@ -104,7 +104,7 @@ fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
-        | OpKind::Model(_) => {
+        | OpKind::Model { .. } => {
             let gemm = |work: &Work| matches!(work, Work::Gemm(_));
             if op.kind.work(op.pass, 0, program.dtype).iter().any(gemm) {
                 Resource::Gemm
@@ -163,6 +163,6 @@ fn differs_by_rank(kind: &OpKind) -> bool {
         | OpKind::AllGather { .. }
         | OpKind::ReduceScatter { .. }
         | OpKind::AllReduce { .. }
-        | OpKind::Model(_) => false,
+        | OpKind::Model { .. } => false,
     }
 }

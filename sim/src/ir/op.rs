@@ -2,7 +2,7 @@
 //! operation does not build until both interpreters handle it.
 
 use super::{BufferId, PerRank, TrafficId, share_of_chunk};
-use crate::spec::Encode;
+use crate::spec::{DType, Encode};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -431,7 +431,12 @@ pub enum OpKind {
         bytes: u64,
     },
     /// Part of a model around its MoE layers.
-    Model(Kernels),
+    Model {
+        /// Which kernels.
+        kernels: Kernels,
+        /// Number type of their products, which may differ from that of the MoE layers.
+        dtype: DType,
+    },
 }
 
 impl OpKind {
@@ -447,7 +452,7 @@ impl OpKind {
             | OpKind::ScoreGradient { .. }
             | OpKind::ExpertGemm { .. }
             | OpKind::Elementwise { .. }
-            | OpKind::Model(_) => None,
+            | OpKind::Model { .. } => None,
         }
     }
 
@@ -510,7 +515,7 @@ impl OpKind {
             OpKind::AllGather { .. } => "all-gather",
             OpKind::ReduceScatter { .. } => "reduce-scatter",
             OpKind::AllReduce { .. } => "all-reduce",
-            OpKind::Model(kernels) => match kernels {
+            OpKind::Model { kernels, .. } => match kernels {
                 Kernels::Linear { .. } => "linear",
                 Kernels::Product { .. } => "product",
                 Kernels::FusedAttention { .. } => "attention",

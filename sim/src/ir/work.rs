@@ -83,7 +83,7 @@ impl OpKind {
             | OpKind::AllGather { .. }
             | OpKind::ReduceScatter { .. }
             | OpKind::AllReduce { .. } => Vec::new(),
-            OpKind::Model(kernels) => model_work(kernels, pass, dtype),
+            OpKind::Model { kernels, dtype } => model_work(kernels, pass, *dtype),
             OpKind::Encode {
                 encode,
                 tokens,

@@ -60,7 +60,7 @@ pub(super) struct Decoder {
     pub(super) layers: Vec<Layer>,
 }
 
-const DTYPE: DType = DType::Bf16;
+pub(super) const DTYPE: DType = DType::Bf16;
 
 impl Decoder {
     /// The model on sequences of `tokens`.
@@ -182,6 +182,7 @@ fn gated(tokens: u64, model_dim: u64, hidden_dim: u64) -> Vec<Part> {
         experts: 1,
         top_k: 1,
         capacity_factor: 1.0,
+        dtype: DTYPE,
     };
     feed_forward(&shape, DTYPE)
 }

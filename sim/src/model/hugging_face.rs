@@ -1,6 +1,6 @@
 //! A model from the `config.json` of Hugging Face.
 
-use super::decoder::{Attention, Decoder, FeedForward, Layer};
+use super::decoder::{Attention, DTYPE, Decoder, FeedForward, Layer};
 use super::{ModelSpec, Moe};
 use serde_json::{Map, Value};
 
@@ -153,6 +153,7 @@ fn moe(config: &Config, family: &str, hidden: u64) -> Result<Moe, ConfigError> {
         experts,
         top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
         capacity_factor: 0.0,
+        dtype: DTYPE,
     })
 }
 

@@ -71,6 +71,8 @@ pub struct Moe {
     pub top_k: u32,
     /// Capacity setting x.
     pub capacity_factor: f64,
+    /// Number type of its tensors and products.
+    pub dtype: DType,
 }
 
 impl Moe {

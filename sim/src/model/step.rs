@@ -186,7 +186,7 @@ fn moe_runs(
             experts: Experts::Total(moe.experts),
             top_k: moe.top_k,
             capacity_factor: x,
-            dtype: run_of.model.dtype,
+            dtype: moe.dtype,
         }
         .resolve(run_of.gpus)?;
         let load = Load::new(&layer, x, strategy.padding, &Routing::Balanced);

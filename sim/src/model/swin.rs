@@ -1,9 +1,11 @@
-//! SwinV2-MoE (Tutel, Section 5.3, appendix C; Swin Transformer V2, arXiv 2111.09883): windowed cosine
-//! attention, patch merging, norms after the residual branch, an MoE in place of every other
-//! feed-forward of the last two stages.
+//! SwinV2-MoE (Tutel, Section 5.3, appendix C), as its authors published it (github.com/microsoft/Swin-Transformer,
+//! `models/swin_transformer_moe.py`): windowed attention with a bias from relative positions, patch
+//! merging, an MoE in place of every other feed-forward of the last two stages.
 //!
-//! Passes over memory are those of the authors' PyTorch code under automatic mixed precision, counted
-//! kernel by kernel: products are half precision, norms, softmax and the residual stream single.
+//! Passes over memory are those of that code under PyTorch's automatic mixed precision, counted kernel
+//! by kernel: products are half precision; norms, softmax and the residual stream are single. MoE layers
+//! work in single precision throughout, since Tutel brings its input to the type of the experts'
+//! parameters (`tutel/impls/moe_layer.py`).
 
 use super::{ModelSpec, Moe, Part, Pass, Section, Unit, Work};
 use crate::spec::DType;
@@ -40,10 +42,9 @@ impl Swin {
             let window = WINDOW.min(side);
             for block in 0..self.depths[stage] {
                 let shifted = block % 2 == 1 && window < side;
-                let moe = stage >= 2 && block % 2 == 1;
                 attention(&mut parts, dim, side, window, shifted);
-                parts.push(pass(Section::Dense, side * side * dim, [6, 6, 0, 0], 1));
-                let moe_layer = Moe {
+                parts.push(norm(Section::Dense, side * side, dim));
+                let moe = Moe {
                     tokens: side * side,
                     model_dim: dim,
                     hidden_dim: 4 * dim,
@@ -52,16 +53,17 @@ impl Swin {
                     experts: self.experts,
                     top_k: 1,
                     capacity_factor: 1.0,
+                    dtype: DType::Tf32,
                 };
-                if moe {
+                if stage >= 2 && block % 2 == 1 {
                     parts.push(Part {
                         section: Section::Dense,
-                        work: Work::Moe(moe_layer),
+                        work: Work::Moe(moe),
                     });
                 } else {
-                    parts.extend(feed_forward(&moe_layer, DType::Fp16));
+                    parts.extend(feed_forward(&moe, DType::Fp16));
                 }
-                parts.push(norm_and_residual(Section::Dense, side * side, dim));
+                parts.push(residual(Section::Dense, side * side * dim));
             }
             if stage < 3 {
                 parts.extend(merging(dim, side));
@@ -80,8 +82,8 @@ impl Swin {
         parts.push(pass(Section::Dense, CLASSES, [6, 24, 16, 8], 3));
         ModelSpec {
             name: self.name.into(),
-            source: "Tutel, appendix C, Tables 11 and 12: SwinV2, 192 x 192 images, windows of 12 x 12, 21,841 \
-                     classes; 128 images a GPU as in the authors' pre-training command (github.com/microsoft/Swin-Transformer)"
+            source: "github.com/microsoft/Swin-Transformer, configs/swinmoe: 192 x 192 images, windows of \
+                     12 x 12, 21,841 classes, 4,096 images a step on 32 GPUs; f = 1 as in Tutel, Table 11"
                 .into(),
             unit: Unit::Images,
             batch: 128,
@@ -111,101 +113,103 @@ fn embedding(dim: u64) -> Vec<Part> {
     ]
 }
 
-/// Windowed cosine attention with its projections, norm and residual.
+/// Windowed attention with its projections, norm and residual. Bytes an element, forward and backward:
+/// roll 8 and 8 (where shifted), window partition 8 and 8, cast 6 and 6.
 fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: bool) {
     let section = Section::Attention;
     let (tokens, keys, heads) = (side * side, window * window, dim / HEAD);
     let elements = tokens * dim;
-    let scores = tokens * keys * heads;
-    let bias = 3 * BIAS_MLP + BIAS_MLP * heads + heads;
-    // Roll (where shifted) and window partition in single precision, then a cast.
-    let roll = if shifted { 8 } else { 0 };
-    parts.push(pass(section, elements, [roll + 8 + 6, roll + 8 + 6, 0, 0], 3));
-    parts.push(linear_with(section, tokens, dim, 3 * dim, 2 * dim));
-    // Queries and keys normalised in single precision: norm 6 + 4, division 6, each; casts 6 each; a
-    // copy of the values 4. Backward goes through norm and division: about twice that.
-    parts.push(pass(section, elements, [32 + 12 + 4, 80, 0, 16], 11));
     let windows = tokens / keys * heads;
-    parts.push(Part {
+    let bias_mlp = 3 * BIAS_MLP + BIAS_MLP * heads;
+    let roll = if shifted { 8 } else { 0 };
+    let product = |n, k| Part {
         section,
         work: Work::Product {
             batch: windows,
             m: keys,
-            n: keys,
-            k: HEAD,
+            n,
+            k,
         },
-    });
-    // Learned scale 6, relative position bias 8, mask (where shifted) 8, softmax 8, cast 6.
-    // Backward: softmax 12, bias 4, scale and its gradient 20, cast 6.
-    let mask = if shifted { 8 } else { 0 };
-    parts.push(pass_of(
-        section,
-        scores,
-        [6 + 8 + mask + 8 + 6, 12 + 4 + 20 + 6, 0, 6],
-        5,
-        bias,
-    ));
-    // The bias itself comes of a small MLP over relative positions: a dozen small kernels.
+    };
+    parts.push(norm(section, tokens, dim));
+    parts.push(pass(section, elements, [roll + 14, roll + 14, 0, 0], 3));
+    parts.push(linear(section, tokens, dim, 3 * dim, true));
+    // Queries scaled 4, and queries, keys and values copied for batched products 12. Backward besides: the
+    // gradient of each of the three is written into zeros of all three (18 + 12) and summed (36), and the
+    // bias' gradient read (6).
+    parts.push(pass(section, elements, [16, 16 + 66 + 6, 0, 0], 4));
+    parts.push(product(keys, HEAD));
+    // Bias 4, cast 6, softmax 8, cast 6; the mask makes the first cast where there is one. Backward: casts
+    // 6 + 6, softmax 12, gradient of the bias 4.
+    parts.push(pass_of(section, tokens * keys * heads, [24, 28, 0, 4], 4, bias_mlp));
+    // The bias comes of a small MLP over relative positions: a dozen small kernels.
     parts.push(pass(section, 1, [12, 12, 0, 0], 12));
-    parts.push(Part {
-        section,
-        work: Work::Product {
-            batch: windows,
-            m: keys,
-            n: HEAD,
-            k: keys,
-        },
-    });
+    parts.push(product(HEAD, keys));
     parts.push(pass(section, elements, [4, 4, 0, 0], 1));
     parts.push(linear(section, tokens, dim, dim, true));
-    // Windows back to the image, and rolled back.
-    parts.push(pass(section, elements, [4 + roll / 2, 4 + roll / 2, 0, 0], 2));
-    parts.push(norm_and_residual(section, tokens, dim));
+    // Windows back to the image and rolled back, in half precision; gradient of the projection's bias 2.
+    parts.push(pass(section, elements, [4 + roll / 2, 6 + roll / 2, 0, 0], 2));
+    parts.push(residual(section, elements));
 }
 
-/// Norm of a branch (cast 6, norm 8), stochastic depth in training (8), and the residual sum (12).
-/// Backward: cast 6, norm 20, stochastic depth 8, the sum of both gradients 12.
-fn norm_and_residual(section: Section, tokens: u64, dim: u64) -> Part {
-    pass_of(section, tokens * dim, [26, 46, 8, 4], 4, 2 * dim)
+/// Norm: 8. Backward: of the input 12, of scale and shift 8.
+fn norm(section: Section, tokens: u64, dim: u64) -> Part {
+    pass_of(section, tokens * dim, [8, 20, 0, 4], 1, 2 * dim)
 }
 
-/// Two linear layers and a GELU between them; of a gated expert a third, and the product of two.
+/// The sum of a branch with the residual stream, 10, and stochastic depth in training, 8. Backward: a cast 6, stochastic
+/// depth 8, the sum of both gradients 12.
+fn residual(section: Section, elements: u64) -> Part {
+    pass(section, elements, [10, 26, 8, 0], 2)
+}
+
+/// Two linear layers and a GELU between them, of a gated expert three and the product of two; before them
+/// a cast where the stream is wider than `dtype`. Biases' gradients are read once more.
 pub(super) fn feed_forward(moe: &Moe, dtype: DType) -> Vec<Part> {
-    let (dim, hidden) = (moe.model_dim, moe.hidden_dim);
+    let (tokens, dim, hidden) = (moe.tokens, moe.model_dim, moe.hidden_dim);
     let (fan, [forward, backward, saved]) = if moe.gated {
         (2, [3, 5, 2])
     } else {
         (1, [2, 3, 1])
     };
-    let elements = moe.tokens * hidden;
-    let passes = [forward, backward, 0, saved].map(|passes| passes * dtype.bytes());
-    vec![
-        linear(Section::Dense, moe.tokens, dim, fan * hidden, moe.bias),
-        pass(Section::Dense, elements, passes, 1),
-        linear(Section::Dense, moe.tokens, hidden, dim, moe.bias),
-    ]
+    let bias = u64::from(moe.bias);
+    let passes = [forward, backward + bias, 0, saved].map(|passes| passes * dtype.bytes());
+    let mut parts = vec![
+        linear(Section::Dense, tokens, dim, fan * hidden, moe.bias),
+        pass(Section::Dense, tokens * hidden, passes, 1),
+        linear(Section::Dense, tokens, hidden, dim, moe.bias),
+    ];
+    if moe.dtype.bytes() > dtype.bytes() {
+        let cast = moe.dtype.bytes() + dtype.bytes();
+        let around = [cast, cast + bias * dtype.bytes(), 0, 0];
+        parts.insert(0, pass(Section::Dense, tokens * dim, around, 1));
+    }
+    parts
 }
 
-/// Four neighbours side by side, a linear layer to half their channels, and a norm.
+/// Four neighbours side by side 8, a norm 8, a cast 6, a linear layer to half their channels, a cast of its
+/// output 3 an input element.
 fn merging(dim: u64, side: u64) -> Vec<Part> {
     let (tokens, elements) = (side * side / 4, side * side * dim);
     vec![
-        pass(Section::Dense, elements, [8 + 6, 8 + 6, 0, 0], 2),
+        pass_of(
+            Section::Dense,
+            elements,
+            [8 + 8 + 6, 8 + 20 + 6, 0, 4],
+            3,
+            8 * dim,
+        ),
         linear(Section::Dense, tokens, 4 * dim, 2 * dim, false),
-        pass_of(Section::Dense, elements / 2, [14, 26, 0, 4], 2, 4 * dim),
+        pass(Section::Dense, elements, [3, 3, 0, 0], 1),
     ]
 }
 
 pub(super) fn linear(section: Section, rows: u64, input: u64, output: u64, bias: bool) -> Part {
-    linear_with(section, rows, input, output, if bias { output } else { 0 })
-}
-
-fn linear_with(section: Section, rows: u64, input: u64, output: u64, bias: u64) -> Part {
     let work = Work::Linear {
         rows,
         input,
         output,
-        bias,
+        bias: if bias { output } else { 0 },
     };
     Part { section, work }
 }

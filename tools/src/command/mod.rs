@@ -1,5 +1,8 @@
 //! One file a subcommand: settings in, an [`Answer`](crate::output::Answer) out.
 
+pub mod balance;
+pub mod goodput;
+pub mod model;
 pub mod breakdown;
 mod byte_matrix;
 pub mod calibrate;

@@ -271,6 +271,14 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     })
 }
 
+/// The strategies named by flags or the study file, or `defaults`.
+///
+/// # Errors
+/// A strategy that cannot be read.
+pub fn strategies(given: &Given, defaults: &[Planned]) -> Result<Vec<Planned>, Error> {
+    strategies::planned(given, defaults)
+}
+
 /// The cluster's name or file, and its constants.
 ///
 /// # Errors
