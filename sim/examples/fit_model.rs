@@ -41,9 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         hardware.software.framework.loss_per_node = loss;
         let mut worst = 0.0f64;
         for (gpus, training, inference) in &DENSE[1..] {
-            for (phase, published) in
-                [(Phase::Training, training), (Phase::Forward, inference)]
-            {
+            for (phase, published) in [(Phase::Training, training), (Phase::Forward, inference)] {
                 worst = worst.max((rate(&hardware, *gpus, phase)? / published - 1.0).abs());
             }
         }

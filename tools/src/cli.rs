@@ -4,8 +4,9 @@ use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, ExecuteSettings, LayerSettings,
-    ModelSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings, WorldSettings,
+    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, ExecuteSettings,
+    LayerSettings, ModelSettings, OutputSettings, PriceSettings, ReportSettings, RoutingSettings,
+    StrategySettings, WorldSettings,
 };
 use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};

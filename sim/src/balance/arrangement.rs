@@ -39,9 +39,14 @@ impl Arrangement {
     /// its own experts again, in turn.
     pub fn contiguous(layer: &ResolvedLayer, slots_per_rank: usize) -> Arrangement {
         let local = layer.local_experts as usize;
-        let experts = (0..layer.world_size as usize)
-            .flat_map(|rank| (0..slots_per_rank).map(move |slot| (rank * local + slot % local) as u32));
-        Arrangement::new(experts.collect(), slots_per_rank, layer.num_experts as usize)
+        let experts = (0..layer.world_size as usize).flat_map(|rank| {
+            (0..slots_per_rank).map(move |slot| (rank * local + slot % local) as u32)
+        });
+        Arrangement::new(
+            experts.collect(),
+            slots_per_rank,
+            layer.num_experts as usize,
+        )
     }
 
     /// Slots of a rank.

@@ -40,8 +40,13 @@ pub(super) fn moves(old: &Arrangement, new: &Arrangement, gpus_per_node: usize) 
 /// ring over the ranks that hold it. Twice (n-1)/n of an expert cross each link of it.
 pub(super) fn ring(arrangement: &Arrangement) -> Vec<(f64, Vec<u32>)> {
     let world = arrangement.experts().len() / arrangement.slots_per_rank();
-    let mut by_size: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
-    let experts = arrangement.experts().iter().max().map_or(0, |&most| most as usize + 1);
+    let mut by_size: std::collections::BTreeMap<usize, Vec<u32>> =
+        std::collections::BTreeMap::new();
+    let experts = arrangement
+        .experts()
+        .iter()
+        .max()
+        .map_or(0, |&most| most as usize + 1);
     for expert in 0..experts {
         let mut ranks: Vec<usize> = arrangement
             .copies(expert)

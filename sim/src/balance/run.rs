@@ -118,7 +118,12 @@ impl<'a> BalancedRun<'a> {
     pub fn step(&mut self, step: &RoutingStep) -> Result<BalancedStep, SpecError> {
         let (migration, moved) = self.decide();
         let routed = self.arrangement.apply(step)?;
-        let load = Load::new(&self.arranged, 0.0, Padding::Dropless, &Routing::Step(&routed));
+        let load = Load::new(
+            &self.arranged,
+            0.0,
+            Padding::Dropless,
+            &Routing::Step(&routed),
+        );
         let scenario = Scenario {
             layer: &self.arranged,
             ..self.scenario
@@ -152,7 +157,11 @@ impl<'a> BalancedRun<'a> {
                 of_node[expert] += f64::from(count);
             }
         }
-        let loads: Vec<f64> = step.expert_loads().iter().map(|&load| load as f64).collect();
+        let loads: Vec<f64> = step
+            .expert_loads()
+            .iter()
+            .map(|&load| load as f64)
+            .collect();
         self.last = shares(&loads);
         self.seen += 1;
     }

@@ -59,7 +59,13 @@ fn a_swap_of_two_experts_moves_two() {
 
 fn steps(world: usize, experts: usize, hot: usize, count: u64) -> Vec<RoutingStep> {
     let row: Vec<u32> = (0..experts)
-        .map(|expert| if expert == hot { 900 } else { 1_148 / (experts as u32 - 1) })
+        .map(|expert| {
+            if expert == hot {
+                900
+            } else {
+                1_148 / (experts as u32 - 1)
+            }
+        })
         .collect();
     (0..count)
         .map(|step| RoutingStep::new(step, 0, 2, experts, row.repeat(world)).unwrap())

@@ -310,19 +310,20 @@ impl ModelSource<'_> {
             },
             Work::Pass(pass) => Kernels::Pass {
                 kernels: pass.kernels,
-                forward: items
-                    * match self.phase {
-                        Phase::Forward => pass.forward,
-                        Phase::Training => pass.forward + pass.training,
-                    },
-                backward: items * pass.backward,
+                forward: items.saturating_mul(match self.phase {
+                    Phase::Forward => pass.forward,
+                    Phase::Training => pass.forward + pass.training,
+                }),
+                backward: items.saturating_mul(pass.backward),
             },
             Work::Moe(_) => return None,
         })
     }
 
     fn bytes(&self, elements: u64) -> u64 {
-        elements * self.items * self.model.dtype.bytes()
+        elements
+            .saturating_mul(self.items)
+            .saturating_mul(self.model.dtype.bytes())
     }
 
     /// Bytes a part writes; `None` where it works in place.
@@ -363,11 +364,9 @@ impl ModelSource<'_> {
         }
         let bytes = match part.work {
             Work::Linear { rows, input, .. } => self.bytes(rows * input),
-            Work::FusedAttention { .. } => {
-                self.input_bytes(part)? + self.output_bytes(part)?
-            }
+            Work::FusedAttention { .. } => self.input_bytes(part)? + self.output_bytes(part)?,
             Work::Product { .. } => self.input_bytes(part)?,
-            Work::Pass(pass) => pass.saved * self.items,
+            Work::Pass(pass) => pass.saved.saturating_mul(self.items),
             Work::Moe(_) => return None,
         };
         (bytes > 0).then_some(bytes)

@@ -235,7 +235,12 @@ fn model_work(kernels: &Kernels, pass: Pass, dtype: DType) -> Vec<Work> {
                 Pass::Forward => queries,
                 Pass::Backward => queries * 5 / 2,
             };
-            vec![products(batch, rows, side, (keys * channels).div_ceil(side))]
+            vec![products(
+                batch,
+                rows,
+                side,
+                (keys * channels).div_ceil(side),
+            )]
         }
         (
             Kernels::Pass {

@@ -21,6 +21,8 @@ const KNOWN: &[&str] = &["mixtral", "olmoe", "gpt_oss", "qwen3_moe", "deepseek_v
 
 /// Largest width of anything: beyond it parameters could leave 64 bits.
 const MAX_WIDTH: u64 = 1 << 17;
+/// Most heads, and channels of one.
+const MAX_HEADS: u64 = 1 << 12;
 const MAX_LAYERS: u64 = 1 << 10;
 const MAX_EXPERTS: u64 = 1 << 14;
 
@@ -97,24 +99,24 @@ fn decoder(config: &Config, name: &str, source: &str) -> Result<Decoder, ConfigE
 }
 
 fn attention(config: &Config, family: &str, hidden: u64) -> Result<Attention, ConfigError> {
-    let heads = config.width("num_attention_heads")?;
+    let heads = config.number("num_attention_heads", 1, MAX_HEADS)?;
     if family == "deepseek_v3" {
         return Ok(Attention::Latent {
             heads,
             query_rank: config.width("q_lora_rank")?,
             key_value_rank: config.width("kv_lora_rank")?,
-            nope_dim: config.width("qk_nope_head_dim")?,
-            rope_dim: config.width("qk_rope_head_dim")?,
-            value_dim: config.width("v_head_dim")?,
+            nope_dim: config.number("qk_nope_head_dim", 1, MAX_HEADS)?,
+            rope_dim: config.number("qk_rope_head_dim", 1, MAX_HEADS)?,
+            value_dim: config.number("v_head_dim", 1, MAX_HEADS)?,
         });
     }
-    let kv_heads = config.width("num_key_value_heads")?;
+    let kv_heads = config.number("num_key_value_heads", 1, MAX_HEADS)?;
     if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of the {heads} attention heads");
         return Err(error("num_key_value_heads", expected, kv_heads));
     }
     let head_dim = match config.has("head_dim") {
-        true => config.width("head_dim")?,
+        true => config.number("head_dim", 1, MAX_HEADS)?,
         false if hidden.is_multiple_of(heads) => hidden / heads,
         false => {
             let expected = format!("a divisor of hidden_size {hidden}, or `head_dim`");

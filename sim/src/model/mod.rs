@@ -304,6 +304,17 @@ impl ModelSpec {
         }
     }
 
+    /// The same model with every MoE layer changed by `change`.
+    #[must_use]
+    pub fn with_moe(mut self, change: impl Fn(&mut Moe)) -> ModelSpec {
+        for part in &mut self.parts {
+            if let Work::Moe(moe) = &mut part.work {
+                change(moe);
+            }
+        }
+        self
+    }
+
     fn sum(&self, of: impl Fn(&Part) -> u64) -> u64 {
         self.parts.iter().map(of).sum()
     }

@@ -71,7 +71,11 @@ pub struct ModelMemory {
 impl ModelMemory {
     /// All of it.
     pub const fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.optimizer + self.activations + self.reserved
+        self.parameters
+            .saturating_add(self.gradients)
+            .saturating_add(self.optimizer)
+            .saturating_add(self.activations)
+            .saturating_add(self.reserved)
     }
 }
 
@@ -169,10 +173,7 @@ pub fn step(run_of: &ModelRun<'_>, variant: &Variant) -> Result<ModelStep, SpecE
 }
 
 /// The distinct MoE layers of a model and how each is run: decided for the layer alone.
-fn moe_runs(
-    run_of: &ModelRun<'_>,
-    strategy: &Strategy,
-) -> Result<Vec<(Moe, MoeRun)>, SpecError> {
+fn moe_runs(run_of: &ModelRun<'_>, strategy: &Strategy) -> Result<Vec<(Moe, MoeRun)>, SpecError> {
     let mut runs: Vec<(Moe, MoeRun)> = Vec::new();
     for moe in run_of.model.moe_layers() {
         if runs.iter().any(|(known, _)| known == moe) {

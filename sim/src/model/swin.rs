@@ -141,14 +141,25 @@ fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: b
     parts.push(product(keys, HEAD));
     // Bias 4, cast 6, softmax 8, cast 6; the mask makes the first cast where there is one. Backward: casts
     // 6 + 6, softmax 12, gradient of the bias 4.
-    parts.push(pass_of(section, tokens * keys * heads, [24, 28, 0, 4], 4, bias_mlp));
+    parts.push(pass_of(
+        section,
+        tokens * keys * heads,
+        [24, 28, 0, 4],
+        4,
+        bias_mlp,
+    ));
     // The bias comes of a small MLP over relative positions: a dozen small kernels.
     parts.push(pass(section, 1, [12, 12, 0, 0], 12));
     parts.push(product(HEAD, keys));
     parts.push(pass(section, elements, [4, 4, 0, 0], 1));
     parts.push(linear(section, tokens, dim, dim, true));
     // Windows back to the image and rolled back, in half precision; gradient of the projection's bias 2.
-    parts.push(pass(section, elements, [4 + roll / 2, 6 + roll / 2, 0, 0], 2));
+    parts.push(pass(
+        section,
+        elements,
+        [4 + roll / 2, 6 + roll / 2, 0, 0],
+        2,
+    ));
     parts.push(residual(section, elements));
 }
 

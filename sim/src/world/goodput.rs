@@ -88,13 +88,7 @@ impl Failures {
 
     fn check(&self) -> Result<(), GoodputError> {
         let checks = [
-            (
-                "nodes",
-                self.nodes as f64,
-                1.0,
-                1e6,
-                "1 to 1000000 nodes",
-            ),
+            ("nodes", self.nodes as f64, 1.0, 1e6, "1 to 1000000 nodes"),
             (
                 "node-mtbf-hours",
                 self.node_mtbf_hours,

@@ -68,7 +68,10 @@ pub fn run(
     }
     if resolved.layers.len() > 1 {
         let message = "expected one top-k for all steps: loads of different ones do not compare";
-        return Err(Error::input(given.place(&["layer"], None, "top-k"), message));
+        return Err(Error::input(
+            given.place(&["layer"], None, "top-k"),
+            message,
+        ));
     }
     let every = wanted.every.unwrap_or(4);
     if every == 0 {
@@ -122,7 +125,11 @@ pub fn run(
     let rows = session.on_threads(|| {
         jobs.par_iter()
             .map(|(policy, adapts)| {
-                let plans = if *adapts { adaptive.clone() } else { vec![fixed] };
+                let plans = if *adapts {
+                    adaptive.clone()
+                } else {
+                    vec![fixed]
+                };
                 let mut run = BalancedRun::new(scenario, &***policy, schedule, plans)?;
                 let steps = routing.iter().map(|step| run.step(step));
                 Ok(Row {

@@ -100,7 +100,10 @@ pub fn run(
     let mut shown = settings(resolved)?;
     if let Value::Object(map) = &mut shown {
         map.insert("world".into(), to_json(&disturbances)?);
-        map.insert("oversubscription".into(), json!(hardware.network.oversubscription));
+        map.insert(
+            "oversubscription".into(),
+            json!(hardware.network.oversubscription),
+        );
         map.insert("draws".into(), json!(draws));
     }
     let answer = Answer {

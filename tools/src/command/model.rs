@@ -5,7 +5,6 @@ use crate::error::{Error, Exit, Place};
 use crate::output::numbers::{bytes, count, percent, three, time};
 use crate::output::table::{Grid, paragraph};
 use crate::output::{Answer, MARKS};
-use crate::play::refused;
 use crate::resolve::{Given, MAX_GPUS, Planned, cluster, gpus_only, gpus_per_node, strategies};
 use crate::session::Session;
 use crate::settings::ModelSettings;
@@ -32,7 +31,21 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Settings that cannot be used.
 pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
     let settings = given.flags.model.over(&given.file.model);
-    let model = read(&given, &settings)?;
+    let counts = [
+        ("num-experts", settings.num_experts),
+        ("top-k", settings.top_k.map(u64::from)),
+    ];
+    for (field, value) in counts {
+        if let Some(value) = value.filter(|value| !(1..=1 << 14).contains(value)) {
+            let message = format!("expected 1 to 16384, found {value}");
+            return Err(Error::input(given.place(&["model"], None, field), message));
+        }
+    }
+    let model = read(&given, &settings)?.with_moe(|moe| {
+        moe.experts = settings.num_experts.unwrap_or(moe.experts);
+        moe.top_k = settings.top_k.unwrap_or(moe.top_k);
+        moe.capacity_factor = settings.capacity_factor.unwrap_or(moe.capacity_factor);
+    });
     let (cluster_name, hardware) = cluster(&given)?;
     gpus_only(&hardware)?;
     let set = given.flags.cluster.gpus.or(given.file.cluster.gpus);
@@ -65,7 +78,13 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
             .map(|variant| step(&run, variant))
             .collect::<Result<Vec<_>, _>>()
     })?;
-    let steps = steps.map_err(|error| refused(&error))?;
+    let steps = steps.map_err(|error| {
+        let message = format!("expected {}, found {}", error.expected, error.found);
+        Error::input(
+            given.place(&["model", "cluster"], None, error.field),
+            message,
+        )
+    })?;
     let rows: Vec<(&Variant, &ModelStep)> = variants.iter().zip(&steps).collect();
     let mut body = Map::new();
     body.insert("model".into(), about(&model));
@@ -75,6 +94,9 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         preset: Some(model.name.clone()),
         file: settings.file.clone(),
         batch: Some(run.batch),
+        num_experts: model.moe_layers().next().map(|moe| moe.experts),
+        top_k: model.moe_layers().next().map(|moe| moe.top_k),
+        capacity_factor: model.moe_layers().next().map(|moe| moe.capacity_factor),
         sequence_length: match model.unit {
             Unit::Images => None,
             Unit::Tokens(tokens) => Some(tokens),
@@ -96,7 +118,14 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         text: text(&run, &rows),
     };
     let fits = steps.iter().any(|step| step.fits);
-    Ok((answer, if fits { Exit::Done } else { Exit::NoFeasiblePlan }))
+    Ok((
+        answer,
+        if fits {
+            Exit::Done
+        } else {
+            Exit::NoFeasiblePlan
+        },
+    ))
 }
 
 fn read(given: &Given, settings: &ModelSettings) -> Result<ModelSpec, Error> {
@@ -131,7 +160,9 @@ fn read(given: &Given, settings: &ModelSettings) -> Result<ModelSpec, Error> {
         return Err(Error::input(Place::file(name), message));
     }
     let text = std::fs::read_to_string(&file).map_err(failed)?;
-    let stem = file.file_stem().map_or(name.clone(), |stem| stem.to_string_lossy().into());
+    let stem = file
+        .file_stem()
+        .map_or(name.clone(), |stem| stem.to_string_lossy().into());
     from_config(&text, &stem, &name, tokens).map_err(|error| {
         if error.field == "sequence-length" {
             return sequence(given, &error);
@@ -164,7 +195,9 @@ fn variants(given: &mut Given) -> Result<Vec<Variant>, Error> {
     if named.is_empty() {
         let defaults = [plain(Strategy::fairseq()), plain(Strategy::tutel())];
         let planned = strategies(given, &defaults)?;
-        let moe = planned.into_iter().map(|planned| Variant::Moe(planned.strategy));
+        let moe = planned
+            .into_iter()
+            .map(|planned| Variant::Moe(planned.strategy));
         return Ok(std::iter::once(Variant::Dense).chain(moe).collect());
     }
     let mut variants = Vec::new();
@@ -175,16 +208,21 @@ fn variants(given: &mut Given) -> Result<Vec<Variant>, Error> {
         }
         given.strategies = vec![name];
         let planned = strategies(given, &[])?;
-        variants.extend(planned.into_iter().map(|planned| Variant::Moe(planned.strategy)));
+        variants.extend(
+            planned
+                .into_iter()
+                .map(|planned| Variant::Moe(planned.strategy)),
+        );
     }
     Ok(variants)
 }
 
 fn about(model: &ModelSpec) -> Value {
     let published = published(&model.name).map(|published| {
-        let accuracy = published.accuracy.iter().map(|(what, dense, moe)| {
-            json!({ "what": what, "dense": dense, "moe": moe })
-        });
+        let accuracy = published
+            .accuracy
+            .iter()
+            .map(|(what, dense, moe)| json!({ "what": what, "dense": dense, "moe": moe }));
         json!({
             "parameters": published.parameters,
             "active_parameters": published.active_parameters,
@@ -209,7 +247,10 @@ fn row(run: &ModelRun<'_>, variant: &Variant, step: &ModelStep) -> Value {
     let mut provenance = Map::new();
     for stage in &step.stages {
         stages.insert(stage.stage.name().into(), json!(stage.busy.as_ns()));
-        provenance.insert(stage.stage.name().into(), json!(stage.provenance.to_string()));
+        provenance.insert(
+            stage.stage.name().into(),
+            json!(stage.provenance.to_string()),
+        );
     }
     let memory = step.memory;
     let rate = format!("{}_per_second", run.model.unit.name());
@@ -323,9 +364,16 @@ fn heading(run: &ModelRun<'_>, hardware: &Hardware) -> String {
     let model = run.model;
     let (what, of) = match model.unit {
         Unit::Images => ("images".to_owned(), "an image"),
-        Unit::Tokens(tokens) => (format!("sequences of {} tokens", count(tokens)), "a sequence"),
+        Unit::Tokens(tokens) => (
+            format!("sequences of {} tokens", count(tokens)),
+            "a sequence",
+        ),
     };
-    let sharded = if run.shard_states { ", states sharded" } else { "" };
+    let sharded = if run.shard_states {
+        ", states sharded"
+    } else {
+        ""
+    };
     paragraph(
         &format!(
             "{}, {}, {} {what} a GPU, on {} GPUs ({}, {} a node){sharded}: {} parameters, {} active, {} G \

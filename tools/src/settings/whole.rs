@@ -24,6 +24,18 @@ pub struct ModelSettings {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence_length: Option<u64>,
+    /// Experts of every MoE layer [default: the model's]
+    #[arg(long, value_name = "E")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_experts: Option<u64>,
+    /// Experts per token [default: the model's]
+    #[arg(long, value_name = "K")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Capacity: above 0 fixed, 0 the least that drops no token, below 0 as 0 but at most -X [default: the model's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity_factor: Option<f64>,
     /// Keep 1/W of the optimizer's states of what all GPUs hold (ZeRO-1)
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -129,6 +141,9 @@ impl ModelSettings {
             file: source.file.clone(),
             batch: self.batch.or(file.batch),
             sequence_length: self.sequence_length.or(file.sequence_length),
+            num_experts: self.num_experts.or(file.num_experts),
+            top_k: self.top_k.or(file.top_k),
+            capacity_factor: self.capacity_factor.or(file.capacity_factor),
             shard_states: self.shard_states || file.shard_states,
         }
     }
