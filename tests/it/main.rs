@@ -13,3 +13,4 @@ mod sensitivity;
 mod tidy;
 mod trace_cli;
 mod trace_import;
+mod whole_models;

@@ -77,7 +77,7 @@ enum Kept {
     /// A dense part and what it saved.
     Dense(Option<BufferId>),
     /// An MoE layer.
-    Moe(Shapes, Weights, forward::Saved),
+    Moe(Box<(Shapes, Weights, forward::Saved)>),
 }
 
 struct Writer<'a> {
@@ -128,7 +128,7 @@ impl<'a> Writer<'a> {
                 let (saved, output) =
                     forward::emit(&mut self.builder, source, &shapes, &weights, flow);
                 flow = output;
-                kept.push(Kept::Moe(shapes, weights, saved));
+                kept.push(Kept::Moe(Box::new((shapes, weights, saved))));
                 continue;
             };
             self.builder.at(stage(part), Pass::Forward, 0);
@@ -179,7 +179,8 @@ impl<'a> Writer<'a> {
                     self.builder.push(Stream::Compute, kind, &reads, &writes);
                     flow = gradient;
                 }
-                Kept::Moe(shapes, weights, saved) => {
+                Kept::Moe(layer) => {
+                    let (shapes, weights, saved) = *layer;
                     let source = moe.next().expect("one run an MoE layer");
                     let builder = &mut self.builder;
                     flow = backward::emit(builder, source, &shapes, &weights, saved, flow);

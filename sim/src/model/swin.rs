@@ -69,7 +69,7 @@ impl Swin {
                 parts.extend(merging(dim, side));
             }
         }
-        let (dim, tokens) = (self.width << 3, (IMAGE / PATCH >> 3).pow(2));
+        let (dim, tokens) = (self.width << 3, ((IMAGE / PATCH) >> 3).pow(2));
         parts.push(pass_of(
             Section::Dense,
             tokens * dim,

@@ -23,6 +23,8 @@ fn variants() -> [(&'static str, Variant); 3] {
 
 const PHASES: [(&str, Phase); 2] = [("train", Phase::Training), ("infer", Phase::Forward)];
 
+type Change = fn(&mut Moe);
+
 fn unchanged(_: &mut Moe) {}
 
 /// Images per second and GPU of SwinV2-B, dense, Fairseq and Tutel, and what Tutel gains.
@@ -94,7 +96,7 @@ pub(super) fn table7() -> Vec<Case> {
 
 /// Images per second and GPU on 32 GPUs of every size, number of experts, k and f.
 pub(super) fn table12() -> Vec<Case> {
-    type Row = (&'static str, &'static str, bool, fn(&mut Moe), [f64; 2]);
+    type Row = (&'static str, &'static str, bool, Change, [f64; 2]);
     let rows: [Row; 7] = [
         ("S-dense", "swinv2-moe-s", true, unchanged, [350.0, 1604.0]),
         (
@@ -129,7 +131,7 @@ pub(super) fn table12() -> Vec<Case> {
             });
         }
     }
-    let factors: [(&str, fn(&mut Moe), f64); 2] = [
+    let factors: [(&str, Change, f64); 2] = [
         ("1.25", |moe| moe.capacity_factor = 1.25, 839.0),
         ("0.5", |moe| moe.capacity_factor = 0.5, 1001.0),
     ];
