@@ -14,6 +14,7 @@ pub mod play;
 pub mod presets;
 pub mod resolve;
 pub mod routing;
+pub mod run_file;
 pub mod session;
 pub mod settings;
 pub mod study;

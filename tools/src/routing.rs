@@ -134,6 +134,36 @@ impl RoutingSource {
         }
     }
 
+    /// The same routing for other layers, without reading the trace again.
+    ///
+    /// # Errors
+    /// A layer whose routing does not fit in memory.
+    pub fn reshaped(&self, layers: &[ResolvedLayer]) -> Result<RoutingSource, Error> {
+        let shapes = match self.shapes.is_empty() {
+            true => Vec::new(),
+            false => layers.iter().map(shape_of).collect::<Result<_, _>>()?,
+        };
+        Ok(RoutingSource {
+            shapes,
+            ..self.clone()
+        })
+    }
+
+    /// Shows every recorded step of every MoE layer of the trace, as recorded; nothing where there
+    /// is no trace.
+    ///
+    /// # Errors
+    /// A trace that can no longer be read.
+    pub fn all_layers(&self, show: &mut dyn FnMut(&RoutingStep)) -> Result<(), Error> {
+        let (Kind::Recorded { .. }, Some(name)) = (&self.kind, &self.settings.trace) else {
+            return Ok(());
+        };
+        for step in stream(name, &import_options(&self.settings), Place::default())? {
+            show(&step?);
+        }
+        Ok(())
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         match &self.kind {
@@ -280,20 +310,24 @@ pub fn shape_of(layer: &ResolvedLayer) -> Result<Shape, Error> {
     Ok(shape)
 }
 
+fn import_options(settings: &RoutingSettings) -> ImportOptions {
+    let defaults = ImportOptions::default();
+    ImportOptions {
+        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
+        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+        experts: settings.trace_experts,
+        top_k: settings.trace_top_k,
+        ..defaults
+    }
+}
+
 fn recorded(
     name: &str,
     settings: &RoutingSettings,
     steps: u64,
     place: &dyn Fn(&str) -> Place,
 ) -> Result<Kind, Error> {
-    let defaults = ImportOptions::default();
-    let options = ImportOptions {
-        source_ranks: settings.trace_ranks.unwrap_or(defaults.source_ranks),
-        tokens_per_rank: settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-        experts: settings.trace_experts,
-        top_k: settings.trace_top_k,
-        ..defaults
-    };
+    let options = import_options(settings);
     // A trace may be larger than the memory: it is read once to know its steps, and again for
     // those that are replayed.
     let mut recorded: BTreeMap<u32, usize> = BTreeMap::new();

@@ -354,6 +354,10 @@ pub struct ReportSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub timings: bool,
+    /// Write every step to this run file as it is done, for `moeplan dash`
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<PathBuf>,
 }
 
 impl RoutingSettings {
