@@ -4,7 +4,7 @@ use crate::command::collective::CollectiveArgs;
 use crate::command::kernel::KernelArgs;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BreakdownSettings, ClusterSettings, ExecuteSettings, LayerSettings,
+    BackendKind, BreakdownSettings, ClusterSettings, DashSettings, ExecuteSettings, LayerSettings,
     OutputSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
 };
 use crate::validate::tables::TableKind;
@@ -66,6 +66,8 @@ pub enum Command {
     Trace(TraceCommand),
     /// Run the layer for real on this machine, and time it
     Execute(ExecuteArgs),
+    /// Watch a run as it goes on, or as it was recorded, on the terminal
+    Dash(DashArgs),
     /// Measure this machine and write it down as a cluster to simulate
     Calibrate(CalibrateArgs),
 }
@@ -210,4 +212,33 @@ pub struct ExecuteArgs {
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
+}
+
+/// `dash`.
+#[derive(Debug, Clone, Args)]
+pub struct DashArgs {
+    /// A run file (--record of simulate, compare, execute), or a sweep's CSV or journal [default: simulate
+    /// what the flags say, and show it as it goes on]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How it is shown.
+    #[command(flatten, next_help_heading = "Dashboard")]
+    pub dash: DashSettings,
+    /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        help_heading = "Strategy",
+        conflicts_with = "ladder"
+    )]
+    pub strategy: Vec<String>,
+    /// The feature ladder of the paper's Figure 14, one feature more each
+    #[arg(long, help_heading = "Strategy")]
+    pub ladder: bool,
+    /// Write every step to this run file as it is done
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub record: Option<PathBuf>,
+    /// What is simulated.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
 }

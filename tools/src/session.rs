@@ -94,8 +94,13 @@ impl<'a> Session<'a> {
 
     /// Whether the user asked to stop.
     pub fn is_interrupted(&self) -> bool {
-        INTERRUPTED.load(Ordering::Relaxed)
+        is_interrupted()
     }
+}
+
+/// Whether this process was asked to stop.
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Asks the run to stop after the step at hand; returns whether that was asked before.

@@ -5,6 +5,7 @@ mod byte_matrix;
 pub mod calibrate;
 pub mod collective;
 pub mod compare;
+pub mod dash;
 pub mod execute;
 pub mod kernel;
 pub mod trace;

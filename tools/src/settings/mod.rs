@@ -5,11 +5,13 @@
 //! [`crate::resolve`].
 
 mod alone;
+mod dash;
 mod top_k;
 mod trace;
 mod trace_import;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
+pub use dash::{DashSettings, ScreenSize};
 pub use top_k::TopK;
 pub use trace::{ShapeSettings, TraceSettings};
 pub use trace_import::ImportSettings;
@@ -60,6 +62,9 @@ pub struct Study {
     /// `execute`.
     #[serde(skip_serializing_if = "ExecuteSettings::is_empty")]
     pub execute: ExecuteSettings,
+    /// `dash`.
+    #[serde(skip_serializing_if = "DashSettings::is_empty")]
+    pub dash: DashSettings,
     /// `collective`.
     pub collective: CollectiveSettings,
     /// `kernel`.
