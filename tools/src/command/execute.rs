@@ -159,7 +159,8 @@ pub fn run(
         let mut step = measured_step(&scenario, plan, &load, &program, timeline);
         step.memory_bytes = ran.median.peak_bytes.iter().copied().max().unwrap_or(0);
         step.fits = true;
-        let predicted = decided.step.time;
+        // Only where --cluster describes this machine is there something to compare.
+        let predicted = resolved.hardware.cpu.is_some().then_some(decided.step.time);
         let decided = Decided {
             step,
             trial: decided.trial,
@@ -183,7 +184,7 @@ pub fn run(
             routing: Some(&counts),
             decided: std::slice::from_ref(&decided),
             traces: &traces,
-            predicted: Some(predicted),
+            predicted,
         })?;
         run.steps.push(Played { label, decided });
         audit = ran.median.audit;

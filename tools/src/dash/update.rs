@@ -385,7 +385,7 @@ fn click(state: &mut State, mouse: MouseEvent) -> Option<Effect> {
             if state.help {
                 state.help = false;
             } else if mouse.row == 0 {
-                if let Some(view) = super::view::tab_at(mouse.column) {
+                if let Some(view) = super::view::tab_at(state.size.0, mouse.column) {
                     show(state, view);
                 }
             } else if state.view == View::Cluster {

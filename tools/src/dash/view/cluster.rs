@@ -60,6 +60,8 @@ struct Grid {
     per_cell: usize,
     /// Cells of a node.
     cells: usize,
+    /// Columns of a cell.
+    wide: usize,
     /// Nodes of a row.
     nodes: usize,
     /// Columns before the first node.
@@ -70,28 +72,36 @@ impl Grid {
     /// The finest layout of `gpus` in nodes of `node` that fits; each node takes its cells and a gap.
     fn fitting(gpus: usize, node: usize, width: usize, height: usize) -> Grid {
         let label = 7;
+        let columns = width.saturating_sub(label);
         let mut per_cell = 1;
         loop {
             let cells = node.div_ceil(per_cell);
-            let mut nodes = (width.saturating_sub(label) / (cells + 1)).max(1);
-            // Rows of a round number of nodes are easier to count.
-            for round in [64, 32, 16, 8] {
-                if nodes >= round && gpus.div_ceil(node * round) <= height {
-                    nodes = round;
-                    break;
-                }
-            }
-            let grid = Grid {
-                per_cell,
-                cells,
-                nodes,
-                label,
+            // Nodes of a row, where cells are so wide; round numbers are easier to count.
+            let nodes = |wide: usize| {
+                let most = (columns / (cells * wide + 1)).max(1);
+                let round = [64, 32, 16, 8, 4, 2]
+                    .into_iter()
+                    .find(|round| most >= *round && gpus.div_ceil(node * round) <= height);
+                round.unwrap_or(most)
             };
-            if gpus.div_ceil(node * nodes) <= height || cells == 1 {
-                return grid;
+            let fits = |wide: usize| gpus.div_ceil(node * nodes(wide)) <= height;
+            if fits(1) || cells == 1 {
+                let wide = (2..=4).rev().find(|wide| fits(*wide)).unwrap_or(1);
+                return Grid {
+                    per_cell,
+                    cells,
+                    wide,
+                    nodes: nodes(wide),
+                    label,
+                };
             }
             per_cell *= 2;
         }
+    }
+
+    /// Columns of a node and the gap after it.
+    fn pitch(&self) -> usize {
+        self.cells * self.wide + 1
     }
 }
 
@@ -163,7 +173,7 @@ fn cells(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     let first_node = shown.start / node;
     for (place, number) in (first_node..shown.end / node).enumerate() {
         let (x, y) = (
-            grid.label + place % grid.nodes * (grid.cells + 1),
+            grid.label + place % grid.nodes * grid.pitch(),
             place / grid.nodes,
         );
         if y >= rows {
@@ -186,7 +196,10 @@ fn cells(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             } else {
                 style
             };
-            pane.glyph(x + cell, y, if is_selected { '◆' } else { glyph }, style);
+            let glyph = if is_selected { '◆' } else { glyph };
+            for part in 0..grid.wide {
+                pane.glyph(x + cell * grid.wide + part, y, glyph, style);
+            }
         }
     }
     let y = pane.height().saturating_sub(3);
@@ -405,9 +418,9 @@ pub(crate) fn click(state: &mut State, column: u16, row: u16) {
             let Some(x) = x.checked_sub(grid.label) else {
                 return;
             };
-            let cell = (x % (grid.cells + 1)).min(grid.cells - 1) * grid.per_cell;
-            let number = y * grid.nodes + x / (grid.cells + 1);
-            (x / (grid.cells + 1) < grid.nodes).then(|| shown.start + number * node + cell)
+            let cell = (x % grid.pitch() / grid.wide).min(grid.cells - 1) * grid.per_cell;
+            let number = y * grid.nodes + x / grid.pitch();
+            (x / grid.pitch() < grid.nodes).then(|| shown.start + number * node + cell)
         }
         Level::Node => y.checked_sub(1).map(|row| shown.start + row),
         Level::Gpu => None,
@@ -434,7 +447,7 @@ mod tests {
         let (columns, rows) = super::cells_size(crate::dash::state::LEAST);
         let grid = Grid::fitting(2_048, 8, columns, rows);
         assert!(2_048usize.div_ceil(8 * grid.nodes) <= rows);
-        assert!(grid.label + grid.nodes * (grid.cells + 1) <= columns + 1);
+        assert!(grid.label + grid.nodes * grid.pitch() <= columns + 1);
         // Where there is room, a cell is a GPU.
         let (columns, rows) = super::cells_size((200, 50));
         assert_eq!(Grid::fitting(2_048, 8, columns, rows).per_cell, 1);

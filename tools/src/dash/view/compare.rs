@@ -60,7 +60,7 @@ impl Column {
             fits: totals.too_large == 0,
             lost: (totals.with_oracle > 0)
                 .then(|| (totals.regret / u128::from(totals.with_oracle)) as u64),
-            plan: format!("{}, last", last.plan),
+            plan: last.plan.to_string(),
             predicted,
         }
     }
@@ -84,7 +84,8 @@ pub(super) fn draw(state: &State, pane: &mut Pane<'_>) {
         true => format!("mean of {steps} steps  (m: this step)"),
         false => format!("step {}  (m: all steps)", step.index + 1),
     };
-    let ladder_rows = (columns.len() * 2 + 2).min(height / 2);
+    let each = if height < 30 { 1 } else { 2 };
+    let ladder_rows = (columns.len() * each + 2).min(height / 2);
     table(
         state,
         &columns,
@@ -160,9 +161,9 @@ fn table(state: &State, columns: &[Column], pane: &mut Pane<'_>, title: &str) {
         rows.push((
             "simulated against run",
             Box::new(|column| {
-                column
-                    .predicted
-                    .map_or("-".into(), |(_, error)| format!("{:+.1} %", error * 100.0))
+                column.predicted.map_or("-".into(), |(_, error)| {
+                    format!("{:.1} % off", error.abs() * 100.0)
+                })
             }),
         ));
     }
@@ -199,7 +200,7 @@ fn table(state: &State, columns: &[Column], pane: &mut Pane<'_>, title: &str) {
             inside.put_right(end, row + 1, &text, style);
         }
         let plan: String = column.plan.chars().take(each - 1).collect();
-        inside.put(1, rows.len() + 1, "plan", theme.dim());
+        inside.put(1, rows.len() + 1, "plan of this step", theme.dim());
         inside.put_right(end, rows.len() + 1, &plan, theme.dim());
     }
     if columns.iter().any(|column| !column.fits) {
@@ -212,7 +213,7 @@ fn table(state: &State, columns: &[Column], pane: &mut Pane<'_>, title: &str) {
         inside.put_right(
             end - 1,
             y,
-            &format!("{} strategies more ↑↓", columns.len() - room),
+            &format!("{} more ↑↓", columns.len() - room),
             theme.dim(),
         );
     }
@@ -221,9 +222,7 @@ fn table(state: &State, columns: &[Column], pane: &mut Pane<'_>, title: &str) {
 /// Step times as bars of their stages, with the speed-up over the first and over the one before.
 fn ladder(state: &State, columns: &[Column], pane: &mut Pane<'_>) {
     let theme = state.theme;
-    let mut inside = pane.framed(
-        "the gain, strategy by strategy: time, speed-up over the first (and over the one before)",
-    );
+    let mut inside = pane.framed("the gain: time, speed-up over the first (over the one before)");
     let slowest = columns
         .iter()
         .map(|column| column.time)

@@ -14,8 +14,6 @@ const WHAT: [&str; 3] = [
     "experts of all MoE layers of the trace: load against the mean",
     "experts by load",
 ];
-/// Loads against the mean at the ends of the colours.
-const HOT: f64 = 3.0;
 
 pub(super) fn draw(state: &State, pane: &mut Pane<'_>) {
     let (width, height) = (pane.width(), pane.height());
@@ -36,18 +34,25 @@ pub(super) fn draw(state: &State, pane: &mut Pane<'_>) {
     statistics(state, &mut pane.part(width - side, 0, side, height));
 }
 
-/// Share of the colours for a load: nothing at 0, half at the mean or a little more, all at [`HOT`].
-fn heat(load: f64) -> f64 {
-    load / HOT
+/// The load against the mean at the hot end of the colours: that of the busiest expert of any step,
+/// so that steps can be compared.
+fn hot(state: &State) -> f64 {
+    let steps = state.run.steps.iter();
+    let most = steps
+        .map(|step| step.routing.max_over_mean)
+        .fold(2.0, f64::max);
+    most.ceil().min(16.0)
 }
 
-fn legend(pane: &mut Pane<'_>) {
+fn legend(state: &State, pane: &mut Pane<'_>) {
     let y = pane.height().saturating_sub(1);
-    heat_key(pane, 1, y, "0x", "3x the mean and more");
+    let high = format!("{}x the mean (one colour in all steps)", hot(state));
+    heat_key(pane, 1, y, "0x", &high);
 }
 
 /// A row a step, a column a group of experts; the step at hand is marked.
 fn over_steps(state: &State, pane: &mut Pane<'_>) {
+    let hot = hot(state);
     let steps = &state.run.steps;
     let rows = pane.height().saturating_sub(2);
     let width = pane.width().saturating_sub(8);
@@ -80,11 +85,11 @@ fn over_steps(state: &State, pane: &mut Pane<'_>) {
         for column in 0..width {
             let bins = &bins[share_of(bins.len(), width, column)];
             let most = bins.iter().copied().max().unwrap_or(0);
-            let (glyph, style) = state.theme.heat(heat(f64::from(most) / MEAN_LOAD));
+            let (glyph, style) = state.theme.heat(f64::from(most) / MEAN_LOAD / hot);
             pane.glyph(8 + column, row + 1, glyph, style);
         }
     }
-    legend(pane);
+    legend(state, pane);
 }
 
 /// A row a layer of the trace, at the step at hand.
@@ -97,6 +102,7 @@ fn layers(state: &State, pane: &mut Pane<'_>) {
         .iter()
         .min_by_key(|known| known.label.abs_diff(step.label));
     let Some(recorded) = near else { return };
+    let hot = hot(state);
     let bins = layers.bins as usize;
     let width = pane.width().saturating_sub(18);
     pane.put(0, 0, "   layer", state.theme.dim());
@@ -121,7 +127,7 @@ fn layers(state: &State, pane: &mut Pane<'_>) {
         for column in 0..width {
             let most = loads[share_of(bins, width, column)].iter().copied().max();
             let load = f64::from(most.unwrap_or(0)) / MEAN_LOAD;
-            let (glyph, style) = state.theme.heat(heat(load));
+            let (glyph, style) = state.theme.heat(load / hot);
             pane.glyph(10 + column, row + 1, glyph, style);
         }
         let needed = times(recorded.needed_factor[place]);
@@ -133,7 +139,7 @@ fn layers(state: &State, pane: &mut Pane<'_>) {
         recorded.label, layers.experts
     );
     pane.put(1, y, &text, state.theme.dim());
-    legend(pane);
+    legend(state, pane);
 }
 
 /// A line an expert: its load, where it sits.
@@ -142,6 +148,7 @@ fn by_load(state: &State, pane: &mut Pane<'_>) {
         return no_detail(state, pane);
     };
     let mean = detail.loads.iter().sum::<u64>() as f64 / detail.loads.len().max(1) as f64;
+    let hot = hot(state);
     let mut experts: Vec<usize> = (0..detail.loads.len())
         .filter(|expert| state.filter.is_empty() || state.keeps(&line(header, *expert)))
         .collect();
@@ -175,7 +182,7 @@ fn by_load(state: &State, pane: &mut Pane<'_>) {
         pane.put(0, y, &text, ratatui::style::Style::new());
         let home = line(header, expert);
         let bar = end.saturating_sub(30 + 22);
-        let (_, style) = state.theme.heat(heat(load as f64 / mean.max(1e-9)));
+        let (_, style) = state.theme.heat(load as f64 / mean.max(1e-9) / hot);
         pane.bar(28, y, bar, load as f64 / most as f64, style);
         pane.put_right(end - 1, y, &home, state.theme.dim());
         if row == selected {
@@ -238,7 +245,15 @@ fn statistics(state: &State, pane: &mut Pane<'_>) {
         inside.put(1, y, &format!("{expert}"), theme.strong());
         let of_mean = times(*load as f64 / mean.max(1e-9));
         inside.put(7, y, &of_mean, theme.dim());
-        inside.put_right(end, y, &line(header, *expert as usize), theme.dim());
+        inside.put_right(
+            end,
+            y,
+            line(header, *expert as usize)
+                .split(',')
+                .next()
+                .unwrap_or_default(),
+            theme.dim(),
+        );
         y += 1;
     }
     y += 1;

@@ -57,8 +57,9 @@ pub fn view(state: &State, frame: &mut Frame<'_>) {
 const BRAND: &str = " moeplan ";
 
 /// Where each tab begins and ends, and how it reads.
-fn tab_places() -> impl Iterator<Item = (View, usize, String)> {
-    let mut x = BRAND.len();
+fn tab_places(width: usize) -> impl Iterator<Item = (View, usize, String)> {
+    // The tabs alone fill the smallest screen.
+    let mut x = if width >= 90 { BRAND.len() } else { 0 };
     View::ALL.into_iter().map(move |view| {
         let text = format!("{} {}", view.index() + 1, view.name());
         let start = x;
@@ -68,15 +69,16 @@ fn tab_places() -> impl Iterator<Item = (View, usize, String)> {
 }
 
 /// The view whose tab is at `column`.
-pub(super) fn tab_at(column: u16) -> Option<View> {
-    tab_places()
+pub(super) fn tab_at(width: u16, column: u16) -> Option<View> {
+    tab_places(usize::from(width))
         .find(|(_, start, text)| (*start..start + text.len()).contains(&usize::from(column)))
         .map(|(view, _, _)| view)
 }
 
 fn tabs(state: &State, pane: &mut Pane<'_>) {
     pane.put(0, 0, BRAND, state.theme.strong());
-    for (view, start, text) in tab_places() {
+    let width = pane.width();
+    for (view, start, text) in tab_places(width) {
         let style = match view == state.view {
             true => state.theme.selected().patch(state.theme.strong()),
             false => state.theme.dim(),
@@ -170,12 +172,11 @@ fn footer(state: &State, pane: &mut Pane<'_>) {
         true => String::new(),
         false => format!("only /{}  ", state.filter),
     };
-    pane.put_right(
-        end,
-        0,
-        &format!("{kept}, . step  space play  ? keys  q quit"),
-        theme.dim(),
-    );
+    let all = match end < 100 {
+        true => "? keys  q quit",
+        false => ", . step  space play  ? keys  q quit",
+    };
+    pane.put_right(end, 0, &format!("{kept}{all}"), theme.dim());
 }
 
 fn waiting(state: &State, pane: &mut Pane<'_>) {

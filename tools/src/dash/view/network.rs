@@ -1,13 +1,14 @@
 //! Which wires are busy?
 
-use super::draw::{Pane, heat_key, share_of};
+use super::draw::{Pane, heat_key};
 use super::{no_detail, stand_in};
 use crate::dash::state::{State, View};
 use crate::output::numbers::{bytes, percent};
 use crate::run_file::Detail;
 use crate::run_file::model::of_rank;
+use ratatui::style::Style;
 
-/// Blocks from zero that a heat map of bytes is scaled over.
+/// Lists to choose from: busiest links, rails.
 const WHAT: usize = 2;
 
 pub(super) fn draw(state: &State, pane: &mut Pane<'_>) {
@@ -53,25 +54,23 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     };
     let mut inside = pane.framed(&title);
     let label = 7;
-    let rows = inside.height().saturating_sub(3).min(side);
-    let each = if side * 2 <= inside.width().saturating_sub(label) {
-        2
-    } else {
-        1
-    };
-    let columns = inside.width().saturating_sub(label).min(side * each) / each;
-    if rows == 0 || columns == 0 {
+    let room = inside.height().saturating_sub(3);
+    let across = inside.width().saturating_sub(label);
+    if room == 0 || across == 0 || side == 0 {
         return;
     }
+    // As many blocks down as across, all alike: a diagonal stays one.
+    let merged = side.div_ceil(room.min(across));
+    let rows = side.div_ceil(merged);
+    let each = (across / rows).clamp(1, 2);
+    let columns = rows;
+    let blocks = |at: usize| at * merged..((at + 1) * merged).min(side);
     let cell = |row: usize, column: usize| -> u64 {
-        let sources = share_of(side, rows, row);
-        let destinations = share_of(side, columns, column);
         let of_row = |source: usize| {
-            traffic.bytes[source * side..][destinations.clone()]
-                .iter()
-                .sum::<u64>()
+            let row = &traffic.bytes[source * side..][..side];
+            row[blocks(column)].iter().sum::<u64>()
         };
-        sources.map(of_row).sum()
+        blocks(row).map(of_row).sum()
     };
     let cells: Vec<u64> = (0..rows * columns)
         .map(|at| cell(at / columns, at % columns))
@@ -83,12 +82,12 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     );
     let per_block = traffic.ranks_per_block as usize;
     for row in 0..rows {
-        let rank = share_of(side, rows, row).start * per_block;
+        let rank = blocks(row).start * per_block;
         if row % 4 == 0 {
             inside.put_right(label - 1, row, &format!("{rank}"), state.theme.dim());
         }
         for column in 0..columns {
-            let share = cells[row * columns + column] as f64 / most as f64;
+            let share = decades(cells[row * columns + column], most);
             let (glyph, style) = state.theme.heat(share);
             let style = match (row, column) == selected {
                 true => style.patch(state.theme.selected()),
@@ -110,12 +109,21 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     };
     let text = format!(
         "{} to {}: {}",
-        named(share_of(side, rows, row)),
-        named(share_of(side, columns, column)),
+        named(blocks(row)),
+        named(blocks(column)),
         bytes(cells[row * columns + column])
     );
     inside.put(1, y + 1, &text, state.theme.strong());
-    heat_key(&mut inside, 1, y + 2, "0", &bytes(most));
+    let high = format!("{}, a colour a factor of 3", bytes(most));
+    heat_key(&mut inside, 1, y + 2, "0", &high);
+}
+
+/// Share of the colours for `value`: messages of neighbours and of far ranks differ by factors.
+fn decades(value: u64, most: u64) -> f64 {
+    match value {
+        0 => 0.0,
+        value => (1.0 + (value as f64 / most as f64).log10() / 2.5).clamp(0.2, 1.0),
+    }
 }
 
 /// Mean and busiest by class of link.
@@ -127,36 +135,41 @@ fn links(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
         return;
     }
     let end = inside.width().saturating_sub(1);
-    inside.put(
-        1,
-        0,
-        "class          links      bytes   mean  busiest",
-        state.theme.dim(),
-    );
+    // Ends of the columns: bytes, mean, busiest; links where there is room.
+    let wide = end >= 50;
+    let ends = if wide {
+        [32, 40, 48]
+    } else {
+        [24, 32, 41.min(end)]
+    };
+    inside.put(1, 0, "class", state.theme.dim());
+    for (at, head) in ends.into_iter().zip(["bytes", "mean", "busiest"]) {
+        inside.put_right(at, 0, head, state.theme.dim());
+    }
     for (row, link) in detail.links.iter().enumerate() {
         let y = row + 1;
         let room = link.bytes_per_s * seconds;
         let mean = link.total_bytes as f64 / (room * link.links.max(1) as f64);
         let most = link.busiest.first().map_or(0, |(_, bytes)| *bytes) as f64 / room;
+        let (_, heat) = state.theme.heat(most);
         inside.put(1, y, &link.name, state.theme.strong());
-        inside.put_right(21, y, &link.links.to_string(), state.theme.dim());
+        inside.put_right(ends[0], y, &bytes(link.total_bytes), Style::new());
+        inside.put_right(ends[1], y, &whole_percent(mean), Style::new());
         inside.put_right(
-            32,
-            y,
-            &bytes(link.total_bytes),
-            ratatui::style::Style::new(),
-        );
-        inside.put_right(40, y, &whole_percent(mean), ratatui::style::Style::new());
-        let (_, style) = state.theme.heat(most);
-        inside.put_right(
-            48.min(end),
+            ends[2],
             y,
             &whole_percent(most),
-            style.patch(state.theme.strong()),
+            heat.patch(state.theme.strong()),
         );
-        if end > 52 {
-            inside.bar(50, y, end - 50, most, style);
+        if wide {
+            inside.put_right(21, y, &link.links.to_string(), state.theme.dim());
         }
+        if end > 56 {
+            inside.bar(50, y, end - 50, most, heat);
+        }
+    }
+    if wide {
+        inside.put_right(21, 0, "links", state.theme.dim());
     }
 }
 
@@ -170,7 +183,7 @@ fn whole_percent(share: f64) -> String {
 
 /// The busiest links.
 fn busiest(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
-    let mut inside = pane.framed("busiest links, share of their rate over the step  (m: rails)");
+    let mut inside = pane.framed("busiest links, share of their rate  (m: rails)");
     let seconds = detail.time.max(1) as f64 * 1e-9;
     let mut all: Vec<(&str, u32, u64, f64)> = detail
         .links
@@ -196,7 +209,8 @@ fn busiest(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             true => format!("{name} {index}, rail {}", index % node),
             false => format!("{name} of GPU {index}, node {}", index / node),
         };
-        inside.put(1, y, &place, ratatui::style::Style::new());
+        let place: String = place.chars().take(end.saturating_sub(19)).collect();
+        inside.put(1, y, &place, Style::new());
         inside.put_right(end.saturating_sub(8), y, &bytes(*sent), state.theme.dim());
         inside.put_right(end, y, &whole_percent(*share), state.theme.strong());
     }
@@ -222,12 +236,7 @@ fn rails(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             *sent as f64 / most as f64,
             state.theme.hue(1),
         );
-        inside.put_right(
-            end.saturating_sub(9),
-            rail,
-            &bytes(*sent),
-            ratatui::style::Style::new(),
-        );
+        inside.put_right(end.saturating_sub(9), rail, &bytes(*sent), Style::new());
         let of_mean = if mean > 0.0 {
             percent(*sent as f64 / mean)
         } else {

@@ -154,7 +154,7 @@ fn figures(state: &State, pane: &mut Pane<'_>) {
     let per_second = tokens / (run.time.max(1) as f64 * 1e-9);
     row("throughput", format!("{} tok/s", rate(per_second)), plain);
     let exposed = run.exposed as f64 / run.time.max(1) as f64;
-    row("communication exposed", percent(exposed), plain);
+    row("exposed comm.", percent(exposed), plain);
     row(
         "tokens dropped",
         percent(run.dropped),
@@ -169,7 +169,7 @@ fn figures(state: &State, pane: &mut Pane<'_>) {
         three(run.capacity_factor),
         three(step.routing.needed_factor)
     );
-    row("capacity, of needed", factor, plain);
+    row("factor, of needed", factor, plain);
     let share = run.memory_bytes as f64 / header.memory_bytes.max(1) as f64;
     match run.fits {
         true => row(
@@ -182,7 +182,7 @@ fn figures(state: &State, pane: &mut Pane<'_>) {
     if let Some(oracle) = run.oracle {
         let lost = run.time.saturating_sub(oracle);
         row(
-            "lost against best plan",
+            "lost to best plan",
             if lost == 0 {
                 "nothing".into()
             } else {
@@ -217,7 +217,7 @@ fn figures(state: &State, pane: &mut Pane<'_>) {
     );
     if totals.with_oracle > 0 {
         let mean = (totals.regret / u128::from(totals.with_oracle)) as u64;
-        row("  lost against best", time(mean), plain);
+        row("  lost to best plan", time(mean), plain);
     }
     row("", String::new(), plain);
     let next = y;

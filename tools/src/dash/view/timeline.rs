@@ -107,6 +107,11 @@ fn lanes(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             &mut pane.part(LABEL, y + 1, width, 1),
         );
     }
+    let used = lanes.len().min(rows) * each + 1;
+    if used + 4 <= pane.height() {
+        let (width, height) = (pane.width(), pane.height());
+        path(state, detail, &mut pane.part(0, used, width, height - used));
+    }
     let hidden = lanes.len().saturating_sub(rows);
     if hidden > 0 {
         let end = pane.width();
@@ -118,6 +123,50 @@ fn lanes(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             state.theme.selected(),
         );
     }
+}
+
+/// The critical path as a list, around the middle of the window.
+fn path(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
+    let dim = state.theme.dim();
+    let head = "     start      waited         ran  of step  operation           stage     pass";
+    pane.put(1, 0, head, dim);
+    let at = centred(state, detail);
+    let rows = pane.height().saturating_sub(1);
+    let first = at
+        .saturating_sub(rows / 2)
+        .min(detail.path.len().saturating_sub(rows));
+    let known = detail.path.iter().enumerate().skip(first).take(rows);
+    for (row, (place, on)) in known.enumerate() {
+        let y = row + 1;
+        let op = &detail.ops[on.op as usize];
+        let stage = usize::from(op.stage);
+        pane.put_right(11, y, &time(on.start), dim);
+        pane.put_right(23, y, &time(on.waited), dim);
+        pane.put_right(35, y, &time(on.ran), state.theme.strong());
+        let share = percent(on.ran as f64 / detail.time.max(1) as f64);
+        pane.put_right(44, y, &share, Style::new());
+        pane.put(46, y, &op.label, Style::new());
+        pane.put(66, y, stage_name(stage), state.theme.hue(stage));
+        let pass = if op.backward { "backward" } else { "forward" };
+        pane.put(
+            76,
+            y,
+            &format!("{pass}, chunk {}, rank {}", op.chunk, on.rank),
+            dim,
+        );
+        if place == at {
+            let width = pane.width();
+            pane.restyle(1, y, width, state.theme.selected());
+        }
+    }
+}
+
+/// The place on the path of the operation in the middle of the window.
+fn centred(state: &State, detail: &Detail) -> usize {
+    let middle = (state.window.start + state.window.length / 2.0) * detail.time as f64;
+    let mut path = detail.path.iter();
+    let found = path.position(|on| on.ran > 0 && (on.start + on.ran) as f64 >= middle);
+    found.unwrap_or(detail.path.len().saturating_sub(1))
 }
 
 /// Whether `op` of `rank` is on the critical path.
@@ -229,12 +278,7 @@ fn summary(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
         ),
     };
     inside.put(1, 1, &crossing, theme.dim());
-    let middle = (state.window.start + state.window.length / 2.0) * whole;
-    let centred = detail
-        .path
-        .iter()
-        .find(|on| (on.start + on.ran) as f64 >= middle)
-        .or(detail.path.last());
+    let centred = detail.path.get(centred(state, detail));
     if let Some(on) = centred {
         let op = &detail.ops[on.op as usize];
         let pass = if op.backward { "backward" } else { "forward" };
