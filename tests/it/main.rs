@@ -3,11 +3,13 @@
 
 mod cli;
 mod closed_form;
+mod dash;
 mod determinism;
 mod execute;
 mod golden;
 mod hostile;
 mod properties;
+mod run_file;
 mod scale;
 mod sensitivity;
 mod tidy;

@@ -62,11 +62,13 @@ pub(super) fn decode(kind: u8, bytes: &[u8]) -> Result<Option<Block>, Damage> {
 
 /// Views divide by these.
 fn check_header(header: &Header) -> Result<(), Damage> {
-    let gpus = 1..=u64::from(u32::MAX);
-    let fine = gpus.contains(&header.gpus)
+    let some = 1..=1u64 << 32;
+    let fine = (1..=1 << 20).contains(&header.gpus)
         && (1..=header.gpus).contains(&header.gpus_per_node)
         && header.gpus.is_multiple_of(header.gpus_per_node)
-        && gpus.contains(&header.experts)
+        && some.contains(&header.experts)
+        && some.contains(&header.tokens_per_gpu)
+        && (1..=1 << 42).contains(&header.copies_per_gpu)
         && (1..=10_000).contains(&header.strategies.len());
     match fine {
         true => Ok(()),
@@ -136,7 +138,7 @@ fn read_steps(read: &mut In<'_>) -> Result<Vec<StepRecord>, Damage> {
     let mut steps = Vec::with_capacity(count);
     for step in 0..count {
         let experts: Vec<u32> = read.smalls()?;
-        let loads = read.column_of(experts.len())?;
+        let loads = read.figures_of(experts.len())?;
         let routing = RoutingRecord {
             needed_factor: needed[step],
             max_over_mean: max_over_mean[step],
@@ -155,20 +157,20 @@ fn read_steps(read: &mut In<'_>) -> Result<Vec<StepRecord>, Damage> {
         .map(|_| Ok(read.text()?.into()))
         .collect::<Result<Vec<Arc<str>>, Damage>>()?;
     let runs = count.checked_mul(strategies).ok_or("fewer runs")?;
-    let time = read.column_of(runs)?;
+    let time = read.figures_of(runs)?;
     let stages = (0..STAGES)
-        .map(|_| read.column_of(runs))
+        .map(|_| read.figures_of(runs))
         .collect::<Result<Vec<_>, _>>()?;
-    let exposed = read.column_of(runs)?;
-    let all_to_all = read.column_of(runs)?;
-    let compute = read.column_of(runs)?;
-    let memory = read.column_of(runs)?;
+    let exposed = read.figures_of(runs)?;
+    let all_to_all = read.figures_of(runs)?;
+    let compute = read.figures_of(runs)?;
+    let memory = read.figures_of(runs)?;
     let flags = read.column_of(runs)?;
     let factor = read.column_of(runs)?;
     let dropped = read.column_of(runs)?;
     let plan = read.column_of(runs)?;
-    let oracle = read.column_of(runs)?;
-    let predicted = read.column_of(runs)?;
+    let oracle = read.figures_of(runs)?;
+    let predicted = read.figures_of(runs)?;
     for run in 0..runs {
         let plan = usize::try_from(plan[run])
             .ok()
@@ -238,7 +240,7 @@ fn write_detail(out: &mut Out, detail: &Detail) {
 fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
     let (step, strategy) = (read.small()?, read.small()?);
     let plan = read.text()?.into();
-    let time = read.u64()?;
+    let time = read.figure()?;
     let (gpus, gpus_per_node): (u32, u32) = (read.small()?, read.small()?);
     if gpus_per_node == 0 || gpus == 0 || !gpus.is_multiple_of(gpus_per_node) {
         return Err("GPUs in whole nodes");
@@ -266,13 +268,12 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
     let mut lanes = Vec::new();
     for _ in 0..read.count()? {
         let rank = read.small()?;
-        let starts = read.column_of(ops.len())?;
-        let lengths = read.column_of(ops.len())?;
-        let ends = starts.iter().zip(lengths).map(|(start, length)| {
-            let end = start.checked_add(length).ok_or("times of 64 bits")?;
-            Ok((*start, end))
-        });
-        let spans = ends.collect::<Result<Vec<_>, Damage>>()?;
+        let starts = read.figures_of(ops.len())?;
+        let lengths = read.figures_of(ops.len())?;
+        let ends = starts.iter().zip(lengths);
+        let spans = ends
+            .map(|(start, length)| (*start, start + length))
+            .collect();
         lanes.push(Lane { rank, spans });
     }
     let ranks_on_path: Vec<u32> = read.smalls()?;
@@ -281,8 +282,8 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
     if ops_on_path.len() != on_path || ops_on_path.iter().any(|op| *op as usize >= ops.len()) {
         return Err("a path of operations of the program");
     }
-    let (start, waited) = (read.column_of(on_path)?, read.column_of(on_path)?);
-    let ran = read.column_of(on_path)?;
+    let (start, waited) = (read.figures_of(on_path)?, read.figures_of(on_path)?);
+    let ran = read.figures_of(on_path)?;
     let path = (0..on_path)
         .map(|index| OnPath {
             rank: ranks_on_path[index],
@@ -294,7 +295,7 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
         .collect();
     let mut ranks = Ranks::default();
     for column in ranks.columns_mut() {
-        *column = read.column()?;
+        *column = read.figures()?;
         if column.len() != 1 && column.len() != gpus as usize {
             return Err("one figure a rank");
         }
@@ -302,11 +303,11 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
     let mut links = Vec::new();
     for _ in 0..read.count()? {
         let name = read.text()?.into();
-        let count = read.u64()?;
+        let count = read.figure()?;
         let bytes_per_s = read.f64()?;
-        let total_bytes = read.u64()?;
+        let total_bytes = read.figure()?;
         let busiest: Vec<u32> = read.smalls()?;
-        let bytes = read.column_of(busiest.len())?;
+        let bytes = read.figures_of(busiest.len())?;
         links.push(LinkLoad {
             name,
             links: count,
@@ -316,7 +317,7 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
         });
     }
     let (side, ranks_per_block): (u32, u32) = (read.small()?, read.small()?);
-    let bytes = read.column()?;
+    let bytes = read.figures()?;
     if u64::from(side) * u64::from(side) != bytes.len() as u64 {
         return Err("a square matrix");
     }
@@ -325,7 +326,7 @@ fn read_detail(read: &mut In<'_>) -> Result<Detail, Damage> {
         ranks_per_block,
         bytes,
     };
-    let loads = read.column()?;
+    let loads = read.figures()?;
     Ok(Detail {
         step,
         strategy,
@@ -389,4 +390,69 @@ fn read_layers(read: &mut In<'_>) -> Result<Layers, Damage> {
         bins,
         steps,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dash::recording::Recording;
+    use crate::dash::state::{Msg, State, View};
+    use crate::dash::theme::{Depth, Ground, Theme};
+    use crate::dash::{screen, update};
+    use crate::run_file::Reader;
+    use proptest::prelude::*;
+    use std::io::Cursor;
+    use std::sync::OnceLock;
+
+    /// Kinds and payloads of a recorded run.
+    fn payloads() -> &'static [(u8, Vec<u8>)] {
+        static KNOWN: OnceLock<Vec<(u8, Vec<u8>)>> = OnceLock::new();
+        KNOWN.get_or_init(|| {
+            let file = include_bytes!("../../../tests/fixtures/small.moeplan");
+            let mut reader = Reader::new(Cursor::new(&file[..]), "small".into());
+            let blocks = reader.blocks().unwrap();
+            blocks.iter().map(|block| encode(block).unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn payloads_come_back() {
+        for (kind, bytes) in payloads() {
+            let block = decode(*kind, bytes).unwrap().unwrap();
+            assert_eq!(encode(&block).unwrap(), (*kind, bytes.clone()));
+        }
+        assert_eq!(decode(99, b"from the future"), Ok(None));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Payloads with wrong bytes under a right checksum: an error, or figures that views survive.
+        #[test]
+        fn hostile_payloads_do_no_harm(
+            changes in proptest::collection::vec((0usize..100, any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let mut payloads = payloads().to_vec();
+            let count = payloads.len();
+            for (block, at, byte) in changes {
+                let (_, bytes) = &mut payloads[block % count];
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let mut run = Recording::default();
+            let mut blocks = Vec::new();
+            for (kind, bytes) in &payloads {
+                if let Ok(Some(block)) = decode(*kind, bytes) && run.push(block.clone()).is_ok() {
+                    blocks.push(block);
+                }
+            }
+            let theme = Theme { depth: Depth::True, ground: Ground::Dark };
+            let mut state = State::new("hostile".into(), theme, (100, 30));
+            update::update(&mut state, Msg::Blocks(blocks));
+            for view in View::ALL {
+                state.view = view;
+                screen(&state);
+            }
+        }
+    }
 }

@@ -3,6 +3,9 @@
 /// What a reader finds where something else should be.
 pub(super) type Damage = &'static str;
 
+/// Most nanoseconds (two years), bytes (64 PiB) and copies.
+const MOST: u64 = 1 << 56;
+
 /// Columns being written.
 #[derive(Debug, Default)]
 pub(super) struct Out(pub(super) Vec<u8>);
@@ -112,6 +115,32 @@ impl In<'_> {
         match values.len() == count {
             true => Ok(values),
             false => Err("columns of equal length"),
+        }
+    }
+
+    /// A column of times, bytes or counts, small enough that views can add a few of them.
+    pub(super) fn figures(&mut self) -> Result<Vec<u64>, Damage> {
+        let values = self.column()?;
+        match values.iter().all(|value| *value <= MOST) {
+            true => Ok(values),
+            false => Err("figures below 2^56"),
+        }
+    }
+
+    /// Exactly `count` of them.
+    pub(super) fn figures_of(&mut self, count: usize) -> Result<Vec<u64>, Damage> {
+        let values = self.figures()?;
+        match values.len() == count {
+            true => Ok(values),
+            false => Err("columns of equal length"),
+        }
+    }
+
+    /// One of them.
+    pub(super) fn figure(&mut self) -> Result<u64, Damage> {
+        match self.u64()? {
+            value if value <= MOST => Ok(value),
+            _ => Err("a figure below 2^56"),
         }
     }
 

@@ -147,7 +147,8 @@ fn by_load(state: &State, pane: &mut Pane<'_>) {
     let (Some(detail), Some(header)) = (state.detail(), &state.run.header) else {
         return no_detail(state, pane);
     };
-    let mean = detail.loads.iter().sum::<u64>() as f64 / detail.loads.len().max(1) as f64;
+    let mean = detail.loads.iter().map(|load| *load as f64).sum::<f64>()
+        / detail.loads.len().max(1) as f64;
     let hot = hot(state);
     let mut experts: Vec<usize> = (0..detail.loads.len())
         .filter(|expert| state.filter.is_empty() || state.keeps(&line(header, *expert)))

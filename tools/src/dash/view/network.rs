@@ -68,14 +68,17 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     let cell = |row: usize, column: usize| -> u64 {
         let of_row = |source: usize| {
             let row = &traffic.bytes[source * side..][..side];
-            row[blocks(column)].iter().sum::<u64>()
+            row[blocks(column)]
+                .iter()
+                .copied()
+                .fold(0, u64::saturating_add)
         };
-        blocks(row).map(of_row).sum()
+        blocks(row).map(of_row).fold(0, u64::saturating_add)
     };
     let cells: Vec<u64> = (0..rows * columns)
         .map(|at| cell(at / columns, at % columns))
         .collect();
-    let most = cells.iter().copied().max().unwrap_or(0).max(1);
+    let scale = Scale::of(&cells);
     let selected = (
         state.row[View::Network.index()].min(rows - 1),
         state.column[View::Network.index()].min(columns - 1),
@@ -87,7 +90,7 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
             inside.put_right(label - 1, row, &format!("{rank}"), state.theme.dim());
         }
         for column in 0..columns {
-            let share = decades(cells[row * columns + column], most);
+            let share = scale.share(cells[row * columns + column]);
             let (glyph, style) = state.theme.heat(share);
             let style = match (row, column) == selected {
                 true => style.patch(state.theme.selected()),
@@ -114,15 +117,34 @@ fn matrix(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
         bytes(cells[row * columns + column])
     );
     inside.put(1, y + 1, &text, state.theme.strong());
-    let high = format!("{}, a colour a factor of 3", bytes(most));
+    let how = if scale.by_factors { ", by factors" } else { "" };
+    let high = format!("{}{how}", bytes(scale.most as u64));
     heat_key(&mut inside, 1, y + 2, "0", &high);
 }
 
-/// Share of the colours for `value`: messages of neighbours and of far ranks differ by factors.
-fn decades(value: u64, most: u64) -> f64 {
-    match value {
-        0 => 0.0,
-        value => (1.0 + (value as f64 / most as f64).log10() / 2.5).clamp(0.2, 1.0),
+/// How bytes become colours: by their size, or by factors where neighbours and far ranks differ by
+/// many.
+struct Scale {
+    most: f64,
+    by_factors: bool,
+}
+
+impl Scale {
+    fn of(cells: &[u64]) -> Scale {
+        let most = cells.iter().copied().max().unwrap_or(0).max(1) as f64;
+        let least = cells.iter().copied().filter(|bytes| *bytes > 0).min();
+        Scale {
+            most,
+            by_factors: least.is_some_and(|least| most / least as f64 > 30.0),
+        }
+    }
+
+    fn share(&self, bytes: u64) -> f64 {
+        match (bytes, self.by_factors) {
+            (0, _) => 0.0,
+            (_, true) => (1.0 + (bytes as f64 / self.most).log10() / 2.5).clamp(0.2, 1.0),
+            (_, false) => bytes as f64 / self.most,
+        }
     }
 }
 
@@ -222,10 +244,11 @@ fn rails(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     let node = detail.gpus_per_node.max(1) as usize;
     let mut rails = vec![0u64; node];
     for rank in 0..detail.gpus as usize {
-        rails[rank % node] += of_rank(&detail.ranks.nic_out, rank);
+        let rail = &mut rails[rank % node];
+        *rail = rail.saturating_add(of_rank(&detail.ranks.nic_out, rank));
     }
     let most = rails.iter().copied().max().unwrap_or(0).max(1);
-    let mean = rails.iter().sum::<u64>() as f64 / node as f64;
+    let mean = rails.iter().map(|sent| *sent as f64).sum::<f64>() / node as f64;
     let end = inside.width().saturating_sub(1);
     for (rail, sent) in rails.iter().enumerate() {
         inside.put(1, rail, &format!("rail {rail}"), state.theme.strong());

@@ -232,10 +232,11 @@ fn summary(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
     let theme = state.theme;
     let mut inside = pane.framed("critical path");
     let mut shares = [0u64; STAGES];
-    let mut waited = 0;
+    let mut waited = 0u64;
     for on in &detail.path {
-        shares[usize::from(detail.ops[on.op as usize].stage)] += on.ran;
-        waited += on.waited;
+        let share = &mut shares[usize::from(detail.ops[on.op as usize].stage)];
+        *share = share.saturating_add(on.ran);
+        waited = waited.saturating_add(on.waited);
     }
     let whole = detail.time.max(1) as f64;
     let mut parts: Vec<(String, u64, usize)> = shares
