@@ -63,6 +63,7 @@ fn help_of_every_command() {
         "collective",
         "kernel",
         "execute",
+        "dash",
         "calibrate",
         "validate",
         "plan",

@@ -3,6 +3,7 @@
 
 mod cli;
 mod closed_form;
+mod dash;
 mod determinism;
 mod execute;
 mod golden;
@@ -11,6 +12,7 @@ mod perfetto;
 mod plan;
 mod properties;
 mod report;
+mod run_file;
 mod scale;
 mod sensitivity;
 mod sweep;

@@ -5,9 +5,9 @@ use crate::command::kernel::KernelArgs;
 use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, EconomySettings,
-    ExecuteSettings, ExportSettings, LayerSettings, ModelSettings, OutputSettings, PlanSettings,
-    PriceSettings, ReportSettings, RoutingSettings, StrategySettings, WorldSettings,
+    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, DashSettings,
+    EconomySettings, ExecuteSettings, ExportSettings, LayerSettings, ModelSettings, OutputSettings,
+    PlanSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings, WorldSettings,
 };
 use crate::sweep::Shard;
 use crate::sweep::launch::Scheduler;
@@ -78,6 +78,8 @@ pub enum Command {
     Execute(ExecuteArgs),
     /// A report to hand to others: one HTML file with plots, tables and validation
     Report(ReportArgs),
+    /// Watch a run as it goes on, or as it was recorded, on the terminal
+    Dash(DashArgs),
     /// Measure this machine and write it down as a cluster to simulate
     Calibrate(CalibrateArgs),
     /// A whole model: step time, images or tokens a second, memory
@@ -393,6 +395,35 @@ pub struct GoodputArgs {
     #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
     pub strategy: Option<String>,
     /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+}
+
+/// `dash`.
+#[derive(Debug, Clone, Args)]
+pub struct DashArgs {
+    /// A run file (--record of simulate, compare, execute), or a sweep's CSV or journal [default: simulate
+    /// what the flags say, and show it as it goes on]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How it is shown.
+    #[command(flatten, next_help_heading = "Dashboard")]
+    pub dash: DashSettings,
+    /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        help_heading = "Strategy",
+        conflicts_with = "ladder"
+    )]
+    pub strategy: Vec<String>,
+    /// The feature ladder of the paper's Figure 14, one feature more each
+    #[arg(long, help_heading = "Strategy")]
+    pub ladder: bool,
+    /// Write every step to this run file as it is done
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub record: Option<PathBuf>,
+    /// What is simulated.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
 }

@@ -6,6 +6,7 @@
 pub mod calibrate;
 pub mod cli;
 pub mod command;
+pub mod dash;
 pub mod document;
 pub mod economy;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod presets;
 pub mod report;
 pub mod resolve;
 pub mod routing;
+pub mod run_file;
 pub mod session;
 pub mod settings;
 pub mod study;
@@ -25,8 +27,9 @@ pub mod trace_file;
 pub mod validate;
 
 use clap::Parser;
-use cli::{Cli, Command, Common, ScenarioArgs};
+use cli::{Cli, Command, Common, DashArgs, ScenarioArgs};
 use command::compare::Job;
+use command::dash::Origin;
 use error::{Error, Exit};
 use output::Answer;
 use resolve::{Given, Resolved, resolve};
@@ -44,6 +47,7 @@ pub fn main_on_this_machine() -> ExitCode {
     // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
     let _ = ctrlc::set_handler(|| {
         if session::interrupt() {
+            dash::terminal::restore();
             #[expect(clippy::exit, reason = "the user asked a second time")]
             std::process::exit(i32::from(Exit::Interrupted.code()));
         }
@@ -218,6 +222,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             show(&resolved, &mut session)?;
             command::goodput::run(&given, &resolved, &mut session)?
         }
+        Some(Command::Dash(args)) => return watch(args, given, &mut session),
         Some(Command::Kernel(args)) => {
             given.flags.cluster.preset = args.cluster;
             given.flags.kernel = args.settings;
@@ -243,6 +248,33 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
         Some(Command::Trace(command)) => command::trace::run(command, given, &mut session)?,
     };
     finish((answer, exit), &mut session)
+}
+
+/// `dash`: a file, or what the flags say.
+fn watch(args: DashArgs, mut given: Given, session: &mut Session<'_>) -> Result<Exit, Error> {
+    let settings = args.dash.over(&given.file.dash);
+    take(&mut given, args.scenario, args.strategy);
+    let Some(file) = args.file else {
+        given.flags.ladder = args.ladder;
+        given.flags.report.record = args.record;
+        Job::Main.defaults(&mut given.file);
+        let resolved = resolve(&given, &Job::Compare.strategies())?;
+        let origin = Origin::Simulation(Box::new(resolved));
+        return command::dash::run(origin, &settings, session);
+    };
+    let flags = &given.flags;
+    let simulates = args.ladder
+        || args.record.is_some()
+        || !given.strategies.is_empty()
+        || flags.cluster != settings::ClusterSettings::default()
+        || flags.layer != settings::LayerSettings::default()
+        || flags.routing != settings::RoutingSettings::default()
+        || given.refine != settings::StrategySettings::default();
+    if simulates {
+        let message = "expected either a file or settings to simulate, found both";
+        return Err(Error::input(error::Place::default(), message));
+    }
+    command::dash::run(Origin::File(file), &settings, session)
 }
 
 /// Writes what a command found.

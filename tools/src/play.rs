@@ -6,8 +6,9 @@ use crate::session::Session;
 use moeplan_sim::compile::Routing;
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::policy::{Decided, Runner};
-use moeplan_sim::simulate::Scenario;
+use moeplan_sim::simulate::{Scenario, Trace};
 use moeplan_sim::spec::{Padding, ResolvedLayer, SpecError};
+use moeplan_sim::units::Time;
 use moeplan_traces::RoutingStep;
 use rayon::prelude::*;
 use std::time::Duration;
@@ -38,6 +39,60 @@ pub struct Timings {
     /// Compiling, pricing, playing and searching.
     pub search: Duration,
 }
+
+/// One step of all strategies, as a [`Watch`] sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// Number in the run, from 0.
+    pub index: usize,
+    /// Number in its recording.
+    pub label: u64,
+    /// The layer in this step.
+    pub layer: &'a ResolvedLayer,
+    /// Where its tokens went; none where that is balanced.
+    pub routing: Option<&'a RoutingStep>,
+    /// By strategy.
+    pub decided: &'a [Decided],
+    /// Program and timeline by strategy, where asked for; else none.
+    pub traces: &'a [Trace],
+    /// What the simulator says, beside a step that was run for real.
+    pub predicted: Option<Time>,
+}
+
+/// Who is told of every step of a run while it goes on.
+pub trait Watch {
+    /// The run begins with these strategies.
+    ///
+    /// # Errors
+    /// Whatever ends the run.
+    fn start(&mut self, _planned: &[Planned]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether programs and timelines of step `index` are wanted.
+    fn wants_traces(&self, _index: usize) -> bool {
+        false
+    }
+
+    /// A step is done.
+    ///
+    /// # Errors
+    /// Whatever ends the run.
+    fn step(&mut self, _seen: Seen<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The run is done, or was interrupted.
+    ///
+    /// # Errors
+    /// Whatever it could not keep.
+    fn end(&mut self, _interrupted: bool) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Nobody.
+impl Watch for () {}
 
 /// What [`play`] returns.
 #[derive(Debug, Clone)]
@@ -74,7 +129,7 @@ pub fn refused(error: &SpecError) -> Error {
     )
 }
 
-/// Plays every strategy of `resolved` over its routing.
+/// Plays every strategy of `resolved` over its routing, and tells `watch`.
 ///
 /// # Errors
 /// Routing that cannot be drawn, or a plan the layer cannot run.
@@ -82,8 +137,10 @@ pub fn play(
     resolved: &Resolved,
     model: &dyn CostModel,
     session: &mut Session<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Plays, Error> {
     let planned = session.on_threads(|| cover(resolved))??;
+    watch.start(&planned)?;
     let scenario = scenario(resolved, model);
     let mut runners = planned
         .iter()
@@ -116,6 +173,21 @@ pub fn play(
         timings.search += clock.elapsed();
         let decided = decided.map_err(|error| refused(&error))?;
         let label = resolved.routing.label(index);
+        let traces = match watch.wants_traces(index) {
+            true => session
+                .on_threads(|| traces(&runners, routing.as_ref(), &decided))?
+                .map_err(|error| refused(&error))?,
+            false => Vec::new(),
+        };
+        watch.step(Seen {
+            index,
+            label,
+            layer: resolved.layer(index),
+            routing: routing.as_ref(),
+            decided: &decided,
+            traces: &traces,
+            predicted: None,
+        })?;
         for (run, decided) in runs.iter_mut().zip(decided) {
             run.steps.push(Played { label, decided });
         }
@@ -127,6 +199,7 @@ pub fn play(
         }
     }
     progress.finish_and_clear();
+    watch.end(interrupted)?;
     Ok(Plays {
         runs,
         interrupted,
@@ -146,6 +219,20 @@ fn step<'a>(
             runner.reroute(layer);
             runner.step(&routing)
         })
+        .collect()
+}
+
+/// The programs and timelines of a step just decided.
+fn traces(
+    runners: &[Runner<'_>],
+    routing: Option<&RoutingStep>,
+    decided: &[Decided],
+) -> Result<Vec<Trace>, SpecError> {
+    let routing = routing.map_or(Routing::Balanced, Routing::Step);
+    runners
+        .par_iter()
+        .zip(decided)
+        .map(|(runner, decided)| runner.trace(&routing, decided.step.plan))
         .collect()
 }
 

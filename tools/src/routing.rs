@@ -10,6 +10,22 @@ use moeplan_traces::{
 use std::collections::BTreeMap;
 use std::fs::File;
 
+/// What settings named `trace-ranks`, `trace-tokens`, ... say of files that leave it open. Two groups of
+/// settings have them, as flattened TOML tables cannot refuse unknown fields.
+macro_rules! import_options {
+    ($settings:expr) => {{
+        let defaults = moeplan_traces::ImportOptions::default();
+        moeplan_traces::ImportOptions {
+            source_ranks: $settings.trace_ranks.unwrap_or(defaults.source_ranks),
+            tokens_per_rank: $settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
+            experts: $settings.trace_experts,
+            top_k: $settings.trace_top_k,
+            ..defaults
+        }
+    }};
+}
+pub(crate) use import_options;
+
 /// Steps replayed when nothing is said: spread over the trace.
 const TRACE_STEPS: u64 = 16;
 
@@ -132,6 +148,36 @@ impl RoutingSource {
             },
             ..self
         }
+    }
+
+    /// The same routing for other layers, without reading the trace again.
+    ///
+    /// # Errors
+    /// A layer whose routing does not fit in memory.
+    pub fn reshaped(&self, layers: &[ResolvedLayer]) -> Result<RoutingSource, Error> {
+        let shapes = match self.shapes.is_empty() {
+            true => Vec::new(),
+            false => layers.iter().map(shape_of).collect::<Result<_, _>>()?,
+        };
+        Ok(RoutingSource {
+            shapes,
+            ..self.clone()
+        })
+    }
+
+    /// Shows every recorded step of every MoE layer of the trace, as recorded; nothing where there
+    /// is no trace.
+    ///
+    /// # Errors
+    /// A trace that can no longer be read.
+    pub fn all_layers(&self, show: &mut dyn FnMut(&RoutingStep)) -> Result<(), Error> {
+        let (Kind::Recorded { .. }, Some(name)) = (&self.kind, &self.settings.trace) else {
+            return Ok(());
+        };
+        for step in stream(name, &import_options!(self.settings), Place::default())? {
+            show(&step?);
+        }
+        Ok(())
     }
 
     /// Number of steps.
@@ -334,22 +380,6 @@ fn recorded(
         steps,
     })
 }
-
-/// What settings named `trace-ranks`, `trace-tokens`, ... say of files that leave it open. Two groups of
-/// settings have them, as flattened TOML tables cannot refuse unknown fields.
-macro_rules! import_options {
-    ($settings:expr) => {{
-        let defaults = moeplan_traces::ImportOptions::default();
-        moeplan_traces::ImportOptions {
-            source_ranks: $settings.trace_ranks.unwrap_or(defaults.source_ranks),
-            tokens_per_rank: $settings.trace_tokens.unwrap_or(defaults.tokens_per_rank),
-            experts: $settings.trace_experts,
-            top_k: $settings.trace_top_k,
-            ..defaults
-        }
-    }};
-}
-pub(crate) use import_options;
 
 /// The steps of a trace, one at a time.
 pub enum Stream {

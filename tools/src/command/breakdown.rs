@@ -134,7 +134,7 @@ pub fn run(
     }
     let model = resolved.model()?;
     // Policies learn, so all steps are played even where one is asked for.
-    let plays = play(resolved, &*model, session)?;
+    let plays = play(resolved, &*model, session, &mut ())?;
     let run = plays
         .runs
         .first()

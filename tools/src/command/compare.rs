@@ -4,6 +4,8 @@ use crate::error::{Error, Exit};
 use crate::output::{Answer, comparison};
 use crate::play::{Plays, play};
 use crate::resolve::{Planned, Resolved};
+use crate::run_file::Writer;
+use crate::run_file::recorder::{Recorder, Sink};
 use crate::session::Session;
 use crate::settings::Study;
 use crate::summary::RunSummary;
@@ -76,7 +78,8 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let model = resolved.model()?;
-    let plays = play(resolved, &*model, session)?;
+    let mut recorder = Recorder::new(job.name(), resolved, false, sinks(resolved)?);
+    let plays = play(resolved, &*model, session, &mut recorder)?;
     if resolved.study.report.timings {
         let timings = plays.timings;
         session.note(&format!(
@@ -146,6 +149,17 @@ fn text(resolved: &Resolved, runs: &[RunSummary], speedup: &[f64], plays: &Plays
     text
 }
 
+/// Where the steps of `resolved` are recorded: to the file asked for, if any.
+///
+/// # Errors
+/// A file that cannot be made.
+pub fn sinks(resolved: &Resolved) -> Result<Vec<Box<dyn Sink>>, Error> {
+    let path = resolved.study.report.record.as_deref();
+    path.into_iter()
+        .map(|path| Ok(Box::new(Writer::create(path)?) as Box<dyn Sink>))
+        .collect()
+}
+
 /// The settings in force as JSON: the study file they amount to, and the cluster's constants.
 ///
 /// # Errors
@@ -155,6 +169,9 @@ pub fn settings(resolved: &Resolved) -> Result<Value, Error> {
     // Where results go and how many threads made them says nothing about them.
     if let Value::Object(map) = &mut settings {
         map.shift_remove("output");
+        if let Some(Value::Object(report)) = map.get_mut("report") {
+            report.shift_remove("record");
+        }
         map.insert("hardware".into(), to_json(&resolved.hardware)?);
     }
     Ok(settings)

@@ -1,13 +1,14 @@
 //! `execute`: the program run for real, shown as `simulate` shows it.
 
-use super::compare::{settings, to_json};
+use super::compare::{settings, sinks, to_json};
 use crate::error::{Error, Exit, Place};
 use crate::machine;
 use crate::output::numbers::{count, percent, time};
 use crate::output::{Answer, comparison, perfetto};
-use crate::play::{Played, Run, refused, scenario};
+use crate::play::{Played, Run, Seen, Watch, refused, scenario};
 use crate::resolve::{Given, Planned, Resolved};
 use crate::routing::shape_of;
+use crate::run_file::recorder::Recorder;
 use crate::session::Session;
 use crate::settings::Study;
 use crate::summary::RunSummary;
@@ -15,7 +16,7 @@ use moeplan_executor::assign::tokens_of;
 use moeplan_executor::{Inputs, Routing as Routed, tokens_of_step};
 use moeplan_sim::compile::{Routing, Source, compile};
 use moeplan_sim::policy::{Decided, Runner};
-use moeplan_sim::simulate::{Scenario, measured_step};
+use moeplan_sim::simulate::{Scenario, Trace, measured_step};
 use moeplan_sim::spec::{AllToAll, Choice, DType, Strategy};
 use moeplan_sim::units::Time;
 use serde::Serialize;
@@ -113,6 +114,11 @@ pub fn run(
     let wants_export = given.export().export.is_some();
     let mut longest: Option<(Time, String)> = None;
     let steps = resolved.routing.len();
+    let name = backend.name();
+    let mut recorded = resolved.clone();
+    recorded.hardware.description = this_machine(name);
+    let mut recorder = Recorder::new("execute", &recorded, true, sinks(&recorded)?);
+    recorder.start(std::slice::from_ref(&run.planned))?;
     let progress = session.progress(steps as u64);
     let mut interrupted = false;
     check_inputs(&resolved)?;
@@ -164,14 +170,34 @@ pub fn run(
             let trace = perfetto::export(given, &resolved, &what, &program, timeline, None)?;
             longest = Some((step.time, trace));
         }
-        run.steps.push(Played {
-            label: resolved.routing.label(index),
-            decided: Decided {
-                step,
-                trial: decided.trial,
-                oracle: None,
-            },
-        });
+        // Only where --cluster describes this machine is there something to compare.
+        let predicted = resolved.hardware.cpu.is_some().then_some(decided.step.time);
+        let decided = Decided {
+            step,
+            trial: decided.trial,
+            oracle: None,
+        };
+        let label = resolved.routing.label(index);
+        let traces: Vec<Trace> = recorder
+            .wants_traces(index)
+            .then(|| Trace {
+                step: decided.step.clone(),
+                program: program.clone(),
+                priced: Vec::new(),
+                timeline: timeline.clone(),
+            })
+            .into_iter()
+            .collect();
+        recorder.step(Seen {
+            index,
+            label,
+            layer,
+            routing: Some(&counts),
+            decided: std::slice::from_ref(&decided),
+            traces: &traces,
+            predicted,
+        })?;
+        run.steps.push(Played { label, decided });
         audit = ran.median.audit;
         spread.push(ran.times);
         progress.inc(1);
@@ -181,6 +207,7 @@ pub fn run(
         }
     }
     progress.finish_and_clear();
+    recorder.end(interrupted)?;
     let exit = if interrupted {
         Exit::Interrupted
     } else {
@@ -189,12 +216,7 @@ pub fn run(
     if let Some((_, trace)) = longest {
         return Ok((Answer::document(trace), exit));
     }
-    let name = backend.name();
-    resolved.hardware.description = format!(
-        "this machine ({}, {} cores), {name} backend: ranks as threads",
-        machine::processor(),
-        machine::cores()
-    );
+    resolved.hardware.description = this_machine(name);
     let per_step = resolved.study.report.per_step;
     let memory = machine::memory_bytes();
     let summary = RunSummary::new(&run, resolved.layer(0), memory, &resolved.routing, per_step);
@@ -218,6 +240,14 @@ pub fn run(
         text,
     };
     Ok((answer, exit))
+}
+
+fn this_machine(backend: &str) -> String {
+    format!(
+        "this machine ({}, {} cores), {backend} backend: ranks as threads",
+        machine::processor(),
+        machine::cores()
+    )
 }
 
 fn repeats(given: &Given, resolved: &Resolved) -> Result<usize, Error> {

@@ -6,6 +6,7 @@ mod byte_matrix;
 pub mod calibrate;
 pub mod collective;
 pub mod compare;
+pub mod dash;
 pub mod execute;
 pub mod goodput;
 pub mod kernel;

@@ -10,6 +10,23 @@ use moeplan_sim::spec::{Experts, Phase};
 /// What a table is about, in two or three lines.
 pub fn heading(resolved: &Resolved) -> String {
     let layer = resolved.layer(0);
+    let mut text = paragraph(
+        &format!(
+            "{} GPUs, {} a node: {}",
+            count(layer.world_size),
+            resolved.gpus_per_node,
+            resolved.hardware.description
+        ),
+        2,
+    );
+    text += &paragraph(&layer_line(resolved), 2);
+    text += &paragraph(&format!("routing: {}", resolved.routing.describe()), 2);
+    text
+}
+
+/// The layer in a line.
+pub fn layer_line(resolved: &Resolved) -> String {
+    let layer = resolved.layer(0);
     let spec = &layer.spec;
     let top_k = match &resolved.study.layer.top_k {
         Some(top_k) if top_k.by_step().len() > 1 => format!("{top_k} in turn"),
@@ -23,34 +40,20 @@ pub fn heading(resolved: &Resolved) -> String {
         Experts::Total(total) => format!("{} experts", count(total)),
     };
     let name = resolved.study.layer.preset.as_deref().unwrap_or("layer");
-    let mut text = paragraph(
-        &format!(
-            "{} GPUs, {} a node: {}",
-            count(layer.world_size),
-            resolved.gpus_per_node,
-            resolved.hardware.description
-        ),
-        2,
-    );
-    text += &paragraph(
-        &format!(
-            "layer {name}: {} tokens a GPU and step, D {}, H {}, {experts}, top-{}, capacity \
+    format!(
+        "layer {name}: {} tokens a GPU and step, D {}, H {}, {experts}, top-{}, capacity \
              factor {}, {}, {}",
-            count(spec.tokens_per_step),
-            count(spec.model_dim),
-            count(spec.hidden_dim),
-            top_k,
-            capacity_words(spec.capacity_factor),
-            spec.dtype,
-            match resolved.phase {
-                Phase::Forward => "forward only",
-                Phase::Training => "forward and backward",
-            },
-        ),
-        2,
-    );
-    text += &paragraph(&format!("routing: {}", resolved.routing.describe()), 2);
-    text
+        count(spec.tokens_per_step),
+        count(spec.model_dim),
+        count(spec.hidden_dim),
+        top_k,
+        capacity_words(spec.capacity_factor),
+        spec.dtype,
+        match resolved.phase {
+            Phase::Forward => "forward only",
+            Phase::Training => "forward and backward",
+        },
+    )
 }
 
 fn capacity_words(x: f64) -> String {

@@ -82,6 +82,14 @@ pub fn write(answer: &Answer, session: &mut Session<'_>) -> Result<(), Error> {
         Format::Json => json::render(answer)?,
         Format::Csv => csv::render(answer)?,
     };
+    write_text(&text, session)
+}
+
+/// Writes `text` to the place asked for.
+///
+/// # Errors
+/// A file that cannot be written. A reader that has gone away is no error.
+pub fn write_text(text: &str, session: &mut Session<'_>) -> Result<(), Error> {
     match session.output.file.clone() {
         Some(path) => replace(&path, text.as_bytes()),
         None => {

@@ -29,7 +29,7 @@ pub fn runs(
     session: &mut Session<'_>,
 ) -> Result<(Page, bool), Error> {
     let model = resolved.model()?;
-    let plays = play(resolved, &*model, session)?;
+    let plays = play(resolved, &*model, session, &mut ())?;
     let runs = summaries(resolved, &plays, true);
     let mut sections = vec![side_by_side(&runs)?];
     if runs.iter().any(|run| run.steps > 1) {
@@ -324,7 +324,7 @@ fn scale(
             }
         };
         let model = at_scale.model()?;
-        let plays = play(&at_scale, &*model, session)?;
+        let plays = play(&at_scale, &*model, session, &mut ())?;
         for run in summaries(&at_scale, &plays, false) {
             let point = (gpus as f64, ms(run.step_time_ns));
             match curves.iter_mut().find(|curve| curve.name == run.strategy) {

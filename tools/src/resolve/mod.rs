@@ -142,6 +142,8 @@ impl Given {
         let collective = &given.file.collective;
         let (matrix, table) = (beside(&collective.matrix), beside(&collective.table));
         let kernel_table = beside(&given.file.kernel.table);
+        let record = beside(&given.file.report.record);
+        given.file.report.record = record;
         given.file.collective.matrix = matrix;
         given.file.collective.table = table;
         given.file.kernel.table = kernel_table;
@@ -267,6 +269,9 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     study.execute = flags.execute.over(&file.execute);
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;
+    if flags.report.record.is_some() {
+        study.report.record.clone_from(&flags.report.record);
+    }
     study.output = flags.output.clone();
     Ok(Resolved {
         study,

@@ -5,6 +5,7 @@
 //! [`crate::resolve`].
 
 mod alone;
+mod dash;
 mod economy;
 mod export;
 mod plan;
@@ -14,6 +15,7 @@ mod trace_import;
 mod whole;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
+pub use dash::{DashSettings, ScreenSize};
 pub use economy::EconomySettings;
 pub use export::{ExportFormat, ExportSettings, Ranks};
 pub use plan::{Budget, Duration, PlanSettings};
@@ -81,6 +83,9 @@ pub struct Study {
     /// `execute`.
     #[serde(skip_serializing_if = "ExecuteSettings::is_empty")]
     pub execute: ExecuteSettings,
+    /// `dash`.
+    #[serde(skip_serializing_if = "DashSettings::is_empty")]
+    pub dash: DashSettings,
     /// `collective`.
     pub collective: CollectiveSettings,
     /// `kernel`.
@@ -384,6 +389,10 @@ pub struct ReportSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub timings: bool,
+    /// Write every step to this run file as it is done, for `moeplan dash`
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<PathBuf>,
 }
 
 impl RoutingSettings {

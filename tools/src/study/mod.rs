@@ -338,7 +338,7 @@ fn points(
     let strategies: Vec<Planned> = Mode::ALL.into_iter().flat_map(Mode::strategies).collect();
     let resolved = resolve(&given, &strategies)?;
     let model = resolved.model()?;
-    let plays = play(&resolved, &*model, session)?;
+    let plays = play(&resolved, &*model, session, &mut ())?;
     let memory = resolved.hardware.memory_bytes();
     let runs: Vec<RunSummary> = plays
         .runs

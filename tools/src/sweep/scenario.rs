@@ -60,7 +60,7 @@ fn simulate(sweep: &Sweep, index: usize) -> Result<Vec<Outcome>, Error> {
         watched: false,
     };
     let mut session = Session::new(streams, OutputSettings::default())?;
-    let plays = play(&resolved, &*model, &mut session)?;
+    let plays = play(&resolved, &*model, &mut session, &mut ())?;
     if plays.interrupted {
         return Err(Error::Interrupted);
     }
