@@ -19,7 +19,6 @@ use memory::{RankMemory, Spare};
 use moeplan_sim::ir::BufferId;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_traces::TokenStep;
-use std::collections::BTreeSet;
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 /// Ranks as threads. Results are the same whatever the number of cores: every sum has a fixed order.
@@ -80,21 +79,6 @@ impl World<'_> {
     }
 }
 
-/// Buffers of the own rank that each operation uses, each once.
-fn uses(job: &Job<'_>, rank: usize) -> Vec<Vec<BufferId>> {
-    let ops = job.program.ops.iter().zip(&job.lowered.tasks);
-    ops.map(|(op, tasks)| {
-        let tasks = tasks[rank].iter().flat_map(|task| task.buffers());
-        let stated = op.reads.iter().chain(&op.writes).copied();
-        tasks
-            .chain(stated)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
-    })
-    .collect()
-}
-
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
         "cpu"
@@ -131,16 +115,17 @@ impl Backend for Cpu {
             self.sizes = sizes;
         }
         self.spare.resize_with(world, Spare::new);
-        let uses: Vec<Vec<Vec<BufferId>>> = (0..world).map(|rank| uses(job, rank)).collect();
+        let uses: Vec<Vec<Vec<BufferId>>> =
+            (0..world).map(|rank| lowered.uses(program, rank)).collect();
         let spare = std::mem::take(&mut self.spare);
         let ranks = spare.into_iter().enumerate();
-        let ranks =
-            ranks.map(|(rank, spare)| RankMemory::new(program, lowered, &uses[rank], rank, spare));
+        let ranks = ranks.map(|(rank, spare)| RankMemory::new(lowered, &uses[rank], rank, spare));
         let state = World {
             job,
             ranks: ranks.collect(),
         };
         for (rank, memory) in state.ranks.iter().enumerate() {
+            memory.allocate_persistent()?;
             memory.upload(lowered.roles.tokens, &job.inputs.tokens[rank])?;
             memory.upload(lowered.roles.gate, &job.inputs.gate)?;
             memory.upload(lowered.roles.experts, &job.weights[rank])?;

@@ -5,7 +5,7 @@ use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing};
 use moeplan_sim::compile::Plan;
 use moeplan_sim::ir::Lifetime;
-use moeplan_sim::spec::{Encode, Padding};
+use moeplan_sim::spec::{Encode, Layout, Padding};
 
 /// Peak of the buffers alive, within 15 % of the model: without the optimizer's state, which no
 /// operation touches, and with the layer's inputs, which its neighbours count.
@@ -31,8 +31,18 @@ fn peak_memory_is_within_15_percent_of_the_model() {
             adaptive_r: 0,
             ..plan()
         },
+        Plan {
+            layout: Layout::Conventional,
+            ..plan()
+        },
+        Plan {
+            layout: Layout::Conventional,
+            forward_degree: 4,
+            backward_degree: 2,
+            ..plan()
+        },
     ] {
-        let layer = layer(4, 96, (64, 96), 8, 2, 1.0);
+        let layer = layer(4, 96, (64, 96), 16, 2, 1.0);
         let inputs = Inputs::random(&layer, 1, Routing::Gate);
         let case = run(&layer, 4, plan, &inputs, &mut Cpu::new()).unwrap();
         for (rank, &measured) in case.ran.peak_bytes.iter().enumerate() {
