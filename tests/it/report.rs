@@ -18,17 +18,31 @@ fn report(args: &str, output: &Path, more: &[&str]) {
 #[test]
 fn a_study_is_one_file_and_its_numbers() {
     let folder = tempfile::tempdir().unwrap();
-    let (page, again) = (folder.path().join("r.html"), folder.path().join("again.html"));
+    let (page, again) = (
+        folder.path().join("r.html"),
+        folder.path().join("again.html"),
+    );
     let assets = folder.path().join("assets");
     report(STUDY, &page, &["--assets", &assets.display().to_string()]);
     report(STUDY, &again, &[]);
     let html = fs::read_to_string(&page).unwrap();
-    assert_eq!(html, fs::read_to_string(&again).unwrap(), "same input, same bytes");
+    assert_eq!(
+        html,
+        fs::read_to_string(&again).unwrap(),
+        "same input, same bytes"
+    );
     assert!(html.len() < 2_000_000, "{} bytes", html.len());
     for outside in ["src=\"http", "href=\"http", "@import", "url(http"] {
         assert!(!html.contains(outside), "{outside} needs a network");
     }
-    for part in ["fairseq", "tutel", "digits", "seed", "Published figures beside ours", "gpus = 64"] {
+    for part in [
+        "fairseq",
+        "tutel",
+        "digits",
+        "seed",
+        "Published figures beside ours",
+        "gpus = 64",
+    ] {
         assert!(html.contains(part), "{part} is missing");
     }
     for figure in ["step-time", "stages", "memory", "scale"] {
@@ -53,7 +67,10 @@ fn a_report_says_what_compare_says() {
     let table = fs::read_to_string(assets.join("strategies.csv")).unwrap();
     for run in compared["runs"].as_array().unwrap() {
         let strategy = run["strategy"].as_str().unwrap();
-        let row = table.lines().find(|line| line.starts_with(strategy)).unwrap();
+        let row = table
+            .lines()
+            .find(|line| line.starts_with(strategy))
+            .unwrap();
         let time: u64 = row.split(',').nth(1).unwrap().parse().unwrap();
         assert_eq!(Some(time), run["step_time_ns"].as_u64());
     }
@@ -66,7 +83,10 @@ fn the_papers_figures_mark_what_was_published() {
     report("report paper", &page, &[]);
     let html = fs::read_to_string(&page).unwrap();
     for figure in ["1", "3", "12", "13", "14", "15", "16b", "18"] {
-        assert!(html.contains(&format!("Figure {figure}")), "figure {figure}");
+        assert!(
+            html.contains(&format!("Figure {figure}")),
+            "figure {figure}"
+        );
     }
     for table in ["2", "5", "6", "7"] {
         assert!(html.contains(&format!("Table {table}")), "table {table}");

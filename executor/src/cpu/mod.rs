@@ -17,7 +17,7 @@ pub use overlap::overlap;
 use gate::{Forced, GateShape};
 use memory::{RankMemory, Spare};
 use moeplan_sim::ir::BufferId;
-use moeplan_sim::spec::ResolvedLayer;
+use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
@@ -84,6 +84,18 @@ impl Backend for Cpu {
         "cpu"
     }
 
+    fn place(&self) -> String {
+        "ranks as threads".into()
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &[DType::Fp32]
+    }
+
     fn route(&mut self, layer: &ResolvedLayer, inputs: &Inputs) -> Result<TokenStep, ExecError> {
         let shape = GateShape {
             tokens: layer.tokens() as usize,
@@ -93,8 +105,9 @@ impl Backend for Cpu {
         };
         let mut ids = Vec::new();
         let mut scores = vec![0.0; shape.tokens * shape.experts];
-        for tokens in &inputs.tokens {
-            gate::probabilities(shape, tokens, &inputs.gate, &mut scores)?;
+        for (rank, tokens) in inputs.tokens.iter().enumerate() {
+            let noise = inputs.noise(rank);
+            gate::probabilities(shape, tokens, &inputs.gate, noise, &mut scores)?;
             ids.extend(gate::choose(shape, &scores));
         }
         let tokens = vec![shape.tokens; inputs.tokens.len()];

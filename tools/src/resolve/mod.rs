@@ -90,6 +90,11 @@ pub fn model(
     let Some(path) = gemm_table else {
         return Ok(model_of(hardware, world_size)?);
     };
+    if hardware.cpu.is_some() {
+        let message = "expected no table of GPU kernels with a cluster of CPU ranks, whose products `moeplan \
+                       calibrate` measured";
+        return Err(Error::input(Place::flag("--gemm-table"), message));
+    }
     let model = Analytic::new(hardware)?;
     let name = path.display().to_string();
     let file = File::open(path).map_err(|source| Error::Read {
@@ -139,12 +144,30 @@ impl Given {
         };
         // Files that a study names lie beside it.
         let beside = |path: &Option<PathBuf>| path.as_deref().map(|path| given.beside(path));
-        let collective = &given.file.collective;
-        let (matrix, table) = (beside(&collective.matrix), beside(&collective.table));
-        let kernel_table = beside(&given.file.kernel.table);
-        given.file.collective.matrix = matrix;
-        given.file.collective.table = table;
-        given.file.kernel.table = kernel_table;
+        let (collective, validate) = (&given.file.collective, &given.file.validate);
+        let paths = [
+            &collective.matrix,
+            &collective.table,
+            &given.file.kernel.table,
+            &validate.table,
+            &validate.data,
+            &validate.markdown,
+            &validate.record,
+        ];
+        let [
+            matrix,
+            table,
+            kernel_table,
+            measured,
+            data,
+            markdown,
+            record,
+        ] = paths.map(beside);
+        let file = &mut given.file;
+        (file.collective.matrix, file.collective.table) = (matrix, table);
+        file.kernel.table = kernel_table;
+        (file.validate.table, file.validate.data) = (measured, data);
+        (file.validate.markdown, file.validate.record) = (markdown, record);
         Ok(given)
     }
 
@@ -296,6 +319,12 @@ fn gemm_table(given: &Given) -> Option<PathBuf> {
     let of_file = || given.file.prices.gemm_table.as_deref();
     let flag = given.flags.prices.gemm_table.clone();
     flag.or_else(|| of_file().map(|path| given.beside(path)))
+}
+
+/// Whether nobody named a cluster.
+pub fn is_default(given: &Given) -> bool {
+    let (flags, file) = (&given.flags.cluster, &given.file.cluster);
+    flags.preset.is_none() && file.preset.is_none() && file.file.is_none()
 }
 
 /// The cluster's name or file, and its constants.
