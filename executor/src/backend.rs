@@ -8,7 +8,7 @@ use crate::lower::{Lowered, lower};
 use crate::slices;
 use crate::task::Count;
 use moeplan_sim::ir::{Program, Timeline};
-use moeplan_sim::spec::ResolvedLayer;
+use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_sim::units::Time;
 use moeplan_traces::TokenStep;
 
@@ -66,6 +66,15 @@ pub trait Backend {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
 
+    /// Where ranks run, for people.
+    fn place(&self) -> String;
+
+    /// Memory that all ranks share; `None` where it is the host's.
+    fn memory_bytes(&self) -> Option<u64>;
+
+    /// Number types of the layers it runs.
+    fn dtypes(&self) -> &'static [DType];
+
     /// The experts that every token's gate chooses.
     ///
     /// # Errors
@@ -107,6 +116,7 @@ pub fn tokens_of_step(
     inputs: &Inputs,
 ) -> Result<TokenStep, ExecError> {
     inputs.check(layer)?;
+    check_dtype(backend, layer.spec.dtype)?;
     match &inputs.routing {
         Routing::Gate => backend.route(layer, inputs),
         Routing::Forced(tokens) => Ok(tokens.clone()),
@@ -126,6 +136,7 @@ pub fn execute(
     tokens: &TokenStep,
 ) -> Result<Executed, ExecError> {
     inputs.check(layer)?;
+    check_dtype(backend, program.dtype)?;
     slices::check(layer)?;
     let lowered = lower(program, &tokens.counts())?;
     let weights: Vec<Vec<f32>> = (0..layer.world_size as usize)
@@ -157,6 +168,20 @@ pub fn execute(
         peak_bytes: ran.peak_bytes,
         audit,
     })
+}
+
+/// Fails where the backend does not compute in the layer's number type.
+fn check_dtype(backend: &dyn Backend, dtype: DType) -> Result<(), ExecError> {
+    if backend.dtypes().contains(&dtype) {
+        return Ok(());
+    }
+    let names: Vec<&str> = backend.dtypes().iter().map(|dtype| dtype.name()).collect();
+    let expected = format!(
+        "{}, which the {} backend computes in",
+        names.join(", "),
+        backend.name()
+    );
+    Err(ExecError::input("dtype", expected, dtype))
 }
 
 /// Whether every gate chose what the program was compiled for.

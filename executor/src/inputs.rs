@@ -1,7 +1,8 @@
 //! What a layer computes on: tokens, weights, the gradient of the output, the routing.
 
 use crate::ExecError;
-use moeplan_sim::spec::ResolvedLayer;
+use crate::number::rounded;
+use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -42,6 +43,8 @@ pub struct Inputs {
     pub experts: Vec<ExpertWeights>,
     /// Who decides where tokens go.
     pub routing: Routing,
+    /// (T, E) a rank, added to the gate's logits; no ranks where there is no noise.
+    pub gate_noise: Vec<Vec<f32>>,
     /// Batch-prioritized routing: slots in order of the best score instead of token order.
     pub prioritized: bool,
     /// Weight of the balancing loss `E · sum_e mean_t(gate_te) · fraction_e` of each rank.
@@ -92,8 +95,53 @@ impl Inputs {
                 })
                 .collect(),
             routing,
+            gate_noise: Vec::new(),
             prioritized: false,
             balance_weight: 0.01,
+        }
+    }
+
+    /// These inputs with the noise of training: normal, `scale` / E wide (Section 11 of the spec sheet).
+    #[must_use]
+    pub fn with_gate_noise(self, layer: &ResolvedLayer, seed: u64, scale: f32) -> Inputs {
+        let experts = layer.num_experts as usize;
+        let width = scale / experts as f32;
+        let of_rank = |rank| {
+            let mut rng = stream(seed, 7, rank);
+            let mut normal = || {
+                // Box and Muller.
+                let (a, b): (f32, f32) = (rng.random_range(1e-7..1.0), rng.random_range(0.0..1.0));
+                (-2.0 * a.ln()).sqrt() * (std::f32::consts::TAU * b).cos()
+            };
+            let numbers = 0..layer.tokens() as usize * experts;
+            numbers.map(|_| width * normal()).collect()
+        };
+        Inputs {
+            gate_noise: (0..layer.world_size).map(of_rank).collect(),
+            ..self
+        }
+    }
+
+    /// The noise of a rank's gate, if there is any.
+    pub fn noise(&self, rank: usize) -> Option<&[f32]> {
+        self.gate_noise.get(rank).map(Vec::as_slice)
+    }
+
+    /// These inputs as a layer of `dtype` stores them; the gate weight stays FP32.
+    #[must_use]
+    pub fn rounded(&self, dtype: DType) -> Inputs {
+        let round = |values: &Vec<f32>| rounded(dtype, values);
+        let experts = self.experts.iter().map(|expert| ExpertWeights {
+            up: round(&expert.up),
+            up_bias: round(&expert.up_bias),
+            down: round(&expert.down),
+            down_bias: round(&expert.down_bias),
+        });
+        Inputs {
+            tokens: self.tokens.iter().map(round).collect(),
+            output_gradient: self.output_gradient.iter().map(round).collect(),
+            experts: experts.collect(),
+            ..self.clone()
         }
     }
 
@@ -122,6 +170,12 @@ impl Inputs {
             numbers(&name, &self.output_gradient[rank], t * d)?;
         }
         numbers("gate weight", &self.gate, d * experts)?;
+        if !self.gate_noise.is_empty() {
+            count("gate noise, ranks", self.gate_noise.len(), world)?;
+        }
+        for (rank, noise) in self.gate_noise.iter().enumerate() {
+            numbers(&format!("gate noise of rank {rank}"), noise, t * experts)?;
+        }
         count("experts", self.experts.len(), experts)?;
         for (index, expert) in self.experts.iter().enumerate() {
             for (name, values, len) in [

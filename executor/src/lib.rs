@@ -14,6 +14,7 @@ pub mod cuda;
 mod error;
 pub mod inputs;
 pub mod lower;
+pub mod number;
 pub mod oracle;
 
 pub mod slices;

@@ -275,10 +275,15 @@ pub fn layer(layer: &ResolvedLayer, inputs: &Inputs, limit: usize) -> Oracle {
         let tokens: Vec<Vec<f64>> = inputs.tokens[rank].chunks(d).map(wide).collect();
         let upstream: Vec<Vec<f64>> = inputs.output_gradient[rank].chunks(d).map(wide).collect();
         let t = tokens.len();
+        let noise = inputs.noise(rank).map(wide);
         let probabilities: Vec<Vec<f64>> = tokens
             .iter()
-            .map(|x| {
-                let logit = |e_: usize| (0..d).map(|i| x[i] * gate[i * e + e_]).sum();
+            .enumerate()
+            .map(|(token, x)| {
+                let logit = |e_: usize| {
+                    let sum: f64 = (0..d).map(|i| x[i] * gate[i * e + e_]).sum();
+                    sum + noise.as_ref().map_or(0.0, |noise| noise[token * e + e_])
+                };
                 softmax(&(0..e).map(logit).collect::<Vec<f64>>())
             })
             .collect();

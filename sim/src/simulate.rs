@@ -88,7 +88,7 @@ pub struct Trace {
 pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
     let program = program_of(scenario, plan, load)?;
     let priced = price(&program, scenario.model);
-    let (timeline, stats) = run(&program, &priced, scenario.model.contention());
+    let (timeline, stats) = run(&program, &priced, scenario.model.concurrency());
     let provenance = |op: usize| priced[op].provenance;
     let step = summarise(
         scenario,

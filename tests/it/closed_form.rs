@@ -4,7 +4,7 @@ use moeplan_sim::compile::{Capacity, Load, Payload, Routing, all_to_all};
 use moeplan_sim::cost::nccl::{CollectiveKind, Nccl, port_bound};
 use moeplan_sim::cost::provenance::Provenance;
 use moeplan_sim::cost::{CostModel, Exchange};
-use moeplan_sim::engine::{Contention, PricedOp, Resource, RunStats, run};
+use moeplan_sim::engine::{Concurrency, Contention, PricedOp, Resource, RunStats, run};
 use moeplan_sim::ir::{
     Elementwise, Expert, OpId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stream,
     Timeline, Traffic, Transport, Work,
@@ -103,7 +103,11 @@ fn play(world_size: usize, ops: Vec<Hand>) -> (Timeline, RunStats) {
     for (op, after) in program.ops.iter_mut().zip(after) {
         op.after = after.into_iter().map(OpId).collect();
     }
-    run(&program, &priced, &CONTENTION)
+    let concurrency = Concurrency {
+        contention: &CONTENTION,
+        kernels_keep_collectives_out: true,
+    };
+    run(&program, &priced, concurrency)
 }
 
 /// Plays `ops` and checks `(start, end)` in nanoseconds of every operation on every rank.

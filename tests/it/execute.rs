@@ -60,6 +60,7 @@ fn what_cannot_run_here_is_refused_in_one_line() {
     for (args, expected) in [
         ("--dtype bf16", "--dtype: expected fp32"),
         ("--tokens-per-step 4000000000", "GiB of memory available"),
+        ("--dtype tf32", "--dtype: expected fp32"),
         ("--repeats 0", "--repeats: expected 1 to 10000"),
         (
             "--experts-per-gpu 0.25 --top-k 1 --hidden-dim 6",
@@ -115,8 +116,45 @@ fn a_calibrated_machine_is_a_cluster() {
         "{}",
         ran.stderr
     );
+    let table = folder.path().join("gemm.csv");
+    fs::write(&table, "gemm_dtype,m,n,k,latency_ms\n").unwrap();
+    let ran = with(&format!(
+        "simulate --gpus 4 --gemm-table {}",
+        table.display()
+    ));
+    assert_eq!(ran.exit, Exit::BadInput);
+    assert!(
+        ran.stderr.contains("--gemm-table: expected no table"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
     fs::write(&path, CPU.replace("cores = 4", "cores = 0")).unwrap();
     let ran = with("simulate --gpus 4");
     assert_eq!(ran.exit, Exit::BadInput);
     assert!(ran.stderr.contains("cpu.cores"), "{}", ran.stderr);
+}
+
+#[test]
+fn calibrate_and_validate_are_settings_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("study.toml");
+    let with = |text: &str, args: &str| {
+        fs::write(&path, text).unwrap();
+        let ran = moeplan(&format!("{args} --config {}", path.display()));
+        assert_eq!(ran.exit, Exit::BadInput, "{text}: {}", ran.stderr);
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        ran.stderr
+    };
+    let error = with("[calibrate]\nrepeats = 0\n", "calibrate");
+    assert!(
+        error.contains("study.toml:2: `calibrate.repeats`"),
+        "{error}"
+    );
+    let error = with("[validate]\ntable = 'a.csv'\n", "validate");
+    assert!(error.contains("study.toml:2: `validate.table`"), "{error}");
+    let error = with("[validate]\ntable = 'a.csv'\nkind = 'gemm'\n", "validate");
+    assert!(error.contains("a.csv"), "{error}");
+    let error = with("[validate]\nstep = 3\n", "validate");
+    assert!(error.contains("study.toml:2"), "{error}");
 }

@@ -47,7 +47,9 @@ fn crates_depend_in_one_direction() {
         ),
         (
             "executor/stand-in",
+            // The whole program, for its tests.
             &[
+                "moeplan",
                 "moeplan-executor",
                 "moeplan-kernels",
                 "moeplan-sim",

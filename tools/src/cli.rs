@@ -5,13 +5,13 @@ use crate::command::kernel::KernelArgs;
 use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, DashSettings,
+    BalanceSettings, BreakdownSettings, CalibrateSettings, ClusterSettings, DashSettings,
     EconomySettings, ExecuteSettings, ExportSettings, LayerSettings, ModelSettings, OutputSettings,
-    PlanSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings, WorldSettings,
+    PlanSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
+    ValidateSettings, WorldSettings,
 };
 use crate::sweep::Shard;
 use crate::sweep::launch::Scheduler;
-use crate::validate::tables::TableKind;
 use clap::{Args, Parser, Subcommand};
 use moeplan_sim::spec::Phase;
 use std::path::PathBuf;
@@ -162,12 +162,9 @@ pub enum Validated {
 /// `calibrate`.
 #[derive(Debug, Clone, Args)]
 pub struct CalibrateArgs {
-    /// What runs the ranks [default: cpu]
-    #[arg(long, value_name = "BACKEND")]
-    pub backend: Option<BackendKind>,
-    /// Rounds of all measurements; the medians are kept [default: 7]
-    #[arg(long, value_name = "N")]
-    pub repeats: Option<usize>,
+    /// What.
+    #[command(flatten)]
+    pub settings: CalibrateSettings,
 }
 
 /// `validate`.
@@ -180,24 +177,9 @@ pub struct ValidateArgs {
     /// Where and how often they run.
     #[command(flatten, next_help_heading = "Executor")]
     pub execute: ExecuteSettings,
-    /// Held-out steps of the shipped trace [default: 5]
-    #[arg(long, value_name = "N", requires = "what", help_heading = "Executor")]
-    pub steps: Option<usize>,
-    /// Hold the cost models against a measured table instead, row by row
-    #[arg(long, value_name = "FILE", requires = "kind")]
-    pub table: Option<PathBuf>,
-    /// What the table measures, and so its columns
-    #[arg(long, value_name = "KIND", requires = "table")]
-    pub kind: Option<TableKind>,
-    /// Also hold the models against the tables in DIR/calibration
-    #[arg(long, value_name = "DIR", conflicts_with = "table")]
-    pub data: Option<PathBuf>,
-    /// Write the report, as docs/VALIDATION.md
-    #[arg(long, value_name = "FILE", conflicts_with = "table")]
-    pub markdown: Option<PathBuf>,
-    /// Write the errors, for later runs to be held against
-    #[arg(long, value_name = "FILE", conflicts_with = "table")]
-    pub record: Option<PathBuf>,
+    /// What, and what is written.
+    #[command(flatten)]
+    pub settings: ValidateSettings,
     /// Kind of cluster: a preset or a TOML file [default: nd-a100-v4-80gb]
     #[arg(long, value_name = "PRESET|FILE")]
     pub cluster: Option<String>,

@@ -27,7 +27,7 @@ pub mod trace_file;
 pub mod validate;
 
 use clap::Parser;
-use cli::{Cli, Command, Common, DashArgs, ScenarioArgs};
+use cli::{Cli, Command, Common, DashArgs, ScenarioArgs, Validated};
 use command::compare::Job;
 use command::dash::Origin;
 use error::{Error, Exit};
@@ -151,17 +151,13 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             job(Job::Compare, given, &mut session)?
         }
         Some(Command::Validate(args)) => {
-            given.flags.cluster.preset = args.cluster.clone();
-            let cluster = resolve::cluster(&given)?;
-            if args.what.is_some() {
-                let cluster = args.cluster.is_some().then_some(cluster);
-                let seed = given.seed();
-                return finish(
-                    command::validate_executor::run(&args, seed, cluster, &mut session)?,
-                    &mut session,
-                );
+            given.flags.cluster.preset = args.cluster;
+            given.flags.execute = args.execute;
+            given.flags.validate = args.settings;
+            match args.what {
+                Some(Validated::Executor) => command::validate_executor::run(&given, &mut session)?,
+                None => command::validate::run(&given, &mut session)?,
             }
-            command::validate::run(&args, cluster, &mut session)?
         }
         Some(Command::Breakdown(args)) => {
             take(
@@ -181,7 +177,10 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.collective = args.settings;
             command::collective::run(args.collective, &given, &mut session)?
         }
-        Some(Command::Calibrate(args)) => command::calibrate::run(&args, &mut session)?,
+        Some(Command::Calibrate(args)) => {
+            given.flags.calibrate = args.settings;
+            command::calibrate::run(&given, &mut session)?
+        }
         Some(Command::Execute(args)) => {
             take(
                 &mut given,

@@ -11,14 +11,14 @@ use moeplan_sim::units::Time;
 use moeplan_traces::TokenStep;
 use std::path::PathBuf;
 
-/// The backend `kind`.
+/// The backend `kind`. On a GPU, `ranks_apart` runs the ranks one after the other.
 ///
 /// # Errors
 /// A part of the machine that is missing, by name.
-pub fn backend(kind: BackendKind) -> Result<Box<dyn Backend>, Error> {
+pub fn backend(kind: BackendKind, ranks_apart: bool) -> Result<Box<dyn Backend>, Error> {
     match kind {
         BackendKind::Cpu => Ok(Box::new(Cpu::new())),
-        BackendKind::Cuda => match Cuda::probe(cuda_settings()) {
+        BackendKind::Cuda => match Cuda::probe(cuda_settings(ranks_apart)) {
             Ok(cuda) => Ok(Box::new(cuda)),
             Err(why) => Err(Error::Missing(format!("--backend cuda: {why}"))),
         },
@@ -26,13 +26,14 @@ pub fn backend(kind: BackendKind) -> Result<Box<dyn Backend>, Error> {
 }
 
 /// Compiled kernels are kept where the user's caches are.
-fn cuda_settings() -> moeplan_executor::cuda::Settings {
+fn cuda_settings(ranks_apart: bool) -> moeplan_executor::cuda::Settings {
     let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     moeplan_executor::cuda::Settings {
         cache: caches
             .or_else(home)
             .map(|caches| caches.join("moeplan/kernels")),
+        ranks_apart,
         ..Default::default()
     }
 }
@@ -50,9 +51,10 @@ fn memory(field: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Memory of the machine; unlimited where it does not say.
-pub fn memory_bytes() -> u64 {
-    memory("MemTotal:").unwrap_or(u64::MAX)
+/// Memory that ranks of `backend` share; unlimited where the machine does not say.
+pub fn memory_bytes(backend: &dyn Backend) -> u64 {
+    let host = || memory("MemTotal:");
+    backend.memory_bytes().or_else(host).unwrap_or(u64::MAX)
 }
 
 /// One line that names the processor.
@@ -69,7 +71,11 @@ pub fn processor() -> String {
 ///
 /// # Errors
 /// Memory that is not there.
-pub fn check_memory(program: &Program, layer: &ResolvedLayer) -> Result<(), Error> {
+pub fn check_memory(
+    backend: &dyn Backend,
+    program: &Program,
+    layer: &ResolvedLayer,
+) -> Result<(), Error> {
     let ranks = 0..program.world_size;
     let buffers: u64 = ranks
         .map(|rank| program.peak_memory(rank).0)
@@ -83,16 +89,30 @@ pub fn check_memory(program: &Program, layer: &ResolvedLayer) -> Result<(), Erro
     };
     let tokens = product(&[2, layer.world_size, layer.tokens(), spec.model_dim]);
     let weights = product(&[6, layer.num_experts, spec.model_dim, spec.hidden_dim]);
-    let needed = buffers.saturating_add(tokens).saturating_add(weights);
+    let on_host = tokens.saturating_add(weights);
     let available = memory("MemAvailable:").unwrap_or(u64::MAX);
-    if needed <= available {
+    match backend.memory_bytes() {
+        None => fits(
+            buffers.saturating_add(on_host),
+            available,
+            "of memory available",
+        ),
+        Some(device) => {
+            fits(buffers, device, "of the GPU")?;
+            fits(on_host, available, "of memory available")
+        }
+    }
+}
+
+fn fits(needed: u64, there: u64, of: &str) -> Result<(), Error> {
+    if needed <= there {
         return Ok(());
     }
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let message = format!(
-        "expected a step that fits the {:.1} GiB of memory available, found one of {:.1} GiB: fewer ranks or \
-         tokens, or smaller dimensions",
-        gib(available),
+        "expected a step that fits the {:.1} GiB {of}, found one of {:.1} GiB: fewer ranks or tokens, or smaller \
+         dimensions",
+        gib(there),
         gib(needed)
     );
     Err(Error::input(Place::flag("--ranks"), message))

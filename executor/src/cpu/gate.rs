@@ -26,11 +26,12 @@ pub(super) struct Forced<'a> {
 /// Matrices of a gate lie in slices of their own: the buffer is not looked at.
 const OWN: BufferId = BufferId(0);
 
-/// Probabilities (T, E) of `tokens` (T, D) under `weight` (D, E).
+/// Probabilities (T, E) of `tokens` (T, D) under `weight` (D, E), with noise (T, E), if any, added to the logits.
 pub(super) fn probabilities(
     shape: GateShape,
     tokens: &[f32],
     weight: &[f32],
+    noise: Option<&[f32]>,
     scores: &mut [f32],
 ) -> Result<(), ExecError> {
     let GateShape {
@@ -49,6 +50,9 @@ pub(super) fn probabilities(
         accumulate: false,
     };
     gemm::run(&logits, tokens, weight, scores)?;
+    for (logit, noise) in scores.iter_mut().zip(noise.unwrap_or_default()) {
+        *logit += noise;
+    }
     for row in scores.chunks_exact_mut(e) {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut sum = 0.0;

@@ -3,11 +3,13 @@
 use super::World;
 use super::gate::{self, GateGradient};
 use super::gemm;
+use super::memory::RankMemory;
 use super::rows;
 use crate::ExecError;
-use crate::task::{Count, Gemm, RowCopy, Run, Task};
+use crate::task::{Count, Gemm, RowCopy, Run, Slots, Task};
 use moeplan_sim::ir::BufferId;
 use std::collections::BTreeMap;
+use std::sync::RwLockReadGuard;
 
 const BYTES: u64 = 4;
 
@@ -33,7 +35,8 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             let shape = world.gate_shape();
             let (x, w) = (memory.read(*tokens)?, memory.read(*weight)?);
             let mut probabilities = memory.write(*scores)?;
-            gate::probabilities(shape, &x, &w, &mut probabilities)?;
+            let noise = world.job.inputs.noise(rank);
+            gate::probabilities(shape, &x, &w, noise, &mut probabilities)?;
             let forced = world.forced(rank);
             let assignment =
                 gate::route(shape, &probabilities, forced, world.job.inputs.prioritized);
@@ -95,10 +98,8 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             weighted,
         } => {
             let source = memory.read(*source)?;
-            let mut chunks = Vec::new();
-            for &chunk in &slots.chunks {
-                chunks.push(memory.write(chunk)?);
-            }
+            let writing = slots.chunks.iter().map(|&chunk| memory.write(chunk));
+            let mut chunks = writing.collect::<Result<Vec<_>, _>>()?;
             let mut parts: Vec<&mut [f32]> = chunks
                 .iter_mut()
                 .zip(&slots.rows)
@@ -114,15 +115,11 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             target,
             weighted,
         } => {
-            let mut chunks = Vec::new();
-            for &chunk in &slots.chunks {
-                chunks.push(memory.read(chunk)?);
-            }
-            let parts: Vec<&[f32]> = chunks.iter().map(|chunk| chunk.as_slice()).collect();
+            let chunks = read_chunks(memory, slots)?;
             let mut target = memory.write(*target)?;
             let (assignment, _) = &*world.gate(rank)?;
             Ok(bytes(rows::gather(
-                &parts,
+                &chunks,
                 &mut target,
                 slots,
                 assignment,
@@ -136,16 +133,12 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             target,
         } => {
             let gradient = memory.read(*gradient)?;
-            let mut chunks = Vec::new();
-            for &chunk in &slots.chunks {
-                chunks.push(memory.read(chunk)?);
-            }
-            let parts: Vec<&[f32]> = chunks.iter().map(|chunk| chunk.as_slice()).collect();
+            let chunks = read_chunks(memory, slots)?;
             let mut target = memory.write(*target)?;
             let (assignment, _) = &*world.gate(rank)?;
             Ok(bytes(rows::dots(
                 &gradient,
-                &parts,
+                &chunks,
                 &mut target,
                 slots,
                 assignment,
@@ -326,6 +319,14 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             Ok(bytes(rows::local_sum(&mut target, *width, blocks, *copies)))
         }
     }
+}
+
+fn read_chunks<'a>(
+    memory: &'a RankMemory,
+    slots: &Slots,
+) -> Result<Vec<RwLockReadGuard<'a, Vec<f32>>>, ExecError> {
+    let reading = slots.chunks.iter().map(|&chunk| memory.read(chunk));
+    reading.collect()
 }
 
 fn flops(m: usize, n: usize, k: usize, products: u64) -> Count {

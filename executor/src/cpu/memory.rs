@@ -3,7 +3,7 @@
 use crate::ExecError;
 use crate::assign::Assignment;
 use crate::lower::Lowered;
-use moeplan_sim::ir::{BufferId, Lifetime, Program};
+use moeplan_sim::ir::{BufferId, Lifetime};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,7 +18,7 @@ pub(super) struct RankMemory {
     slots: Vec<RwLock<Vec<f32>>>,
     names: Vec<String>,
     sizes: Vec<usize>,
-    transient: Vec<bool>,
+    lifetimes: Vec<Lifetime>,
     /// Outputs are not freed, though no longer counted once the last operation has used them.
     kept: Vec<bool>,
     /// Operations that have not used the buffer yet.
@@ -32,7 +32,6 @@ pub(super) struct RankMemory {
 
 impl RankMemory {
     pub(super) fn new(
-        program: &Program,
         lowered: &Lowered,
         uses: &[Vec<BufferId>],
         rank: usize,
@@ -44,31 +43,15 @@ impl RankMemory {
             counts[buffer.0 as usize].fetch_add(1, Ordering::Relaxed);
         }
         let mut kept = vec![false; plans.len()];
-        let roles = &lowered.roles;
-        kept[roles.output.0 as usize] = true;
-        for role in roles.backward.iter().flat_map(|roles| {
-            [
-                roles.token_gradient,
-                roles.gate_gradient,
-                roles.expert_gradient,
-                roles.score_gradient,
-            ]
-        }) {
-            kept[role.0 as usize] = true;
+        for result in lowered.results() {
+            kept[result.0 as usize] = true;
         }
-        debug_assert!(
-            program.buffers.len() <= plans.len(),
-            "gathered ones come after"
-        );
         RankMemory {
             rank,
             slots: plans.iter().map(|_| RwLock::default()).collect(),
             names: plans.iter().map(|plan| plan.name.clone()).collect(),
             sizes: plans.iter().map(|plan| plan.elements[rank]).collect(),
-            transient: plans
-                .iter()
-                .map(|plan| plan.lifetime == Lifetime::Transient)
-                .collect(),
+            lifetimes: plans.iter().map(|plan| plan.lifetime).collect(),
             kept,
             uses: counts,
             spare: Mutex::new(spare),
@@ -83,6 +66,15 @@ impl RankMemory {
         self.allocate(buffer)?;
         self.write(buffer)?.copy_from_slice(values);
         Ok(())
+    }
+
+    /// Allocates what lives for the whole step, as far as an operation uses it.
+    pub(super) fn allocate_persistent(&self) -> Result<(), ExecError> {
+        let used = |index: &usize| self.uses[*index].load(Ordering::Relaxed) > 0;
+        (0..self.slots.len())
+            .filter(|&index| self.lifetimes[index] == Lifetime::Persistent)
+            .filter(used)
+            .try_for_each(|index| self.allocate(BufferId(index as u32)))
     }
 
     /// Allocates a buffer unless it is there.
@@ -121,7 +113,7 @@ impl RankMemory {
     pub(super) fn release(&self, buffer: BufferId) -> Result<(), ExecError> {
         let index = buffer.0 as usize;
         let last = self.uses[index].fetch_sub(1, Ordering::AcqRel) == 1;
-        if !last || !self.transient[index] {
+        if !last || self.lifetimes[index] != Lifetime::Transient {
             return Ok(());
         }
         self.live

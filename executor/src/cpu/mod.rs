@@ -17,9 +17,8 @@ pub use overlap::overlap;
 use gate::{Forced, GateShape};
 use memory::{RankMemory, Spare};
 use moeplan_sim::ir::BufferId;
-use moeplan_sim::spec::ResolvedLayer;
+use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
-use std::collections::BTreeSet;
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 /// Ranks as threads. Results are the same whatever the number of cores: every sum has a fixed order.
@@ -80,24 +79,21 @@ impl World<'_> {
     }
 }
 
-/// Buffers of the own rank that each operation uses, each once.
-fn uses(job: &Job<'_>, rank: usize) -> Vec<Vec<BufferId>> {
-    let ops = job.program.ops.iter().zip(&job.lowered.tasks);
-    ops.map(|(op, tasks)| {
-        let tasks = tasks[rank].iter().flat_map(|task| task.buffers());
-        let stated = op.reads.iter().chain(&op.writes).copied();
-        tasks
-            .chain(stated)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
-    })
-    .collect()
-}
-
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn place(&self) -> String {
+        "ranks as threads".into()
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &[DType::Fp32]
     }
 
     fn route(&mut self, layer: &ResolvedLayer, inputs: &Inputs) -> Result<TokenStep, ExecError> {
@@ -109,8 +105,9 @@ impl Backend for Cpu {
         };
         let mut ids = Vec::new();
         let mut scores = vec![0.0; shape.tokens * shape.experts];
-        for tokens in &inputs.tokens {
-            gate::probabilities(shape, tokens, &inputs.gate, &mut scores)?;
+        for (rank, tokens) in inputs.tokens.iter().enumerate() {
+            let noise = inputs.noise(rank);
+            gate::probabilities(shape, tokens, &inputs.gate, noise, &mut scores)?;
             ids.extend(gate::choose(shape, &scores));
         }
         let tokens = vec![shape.tokens; inputs.tokens.len()];
@@ -131,16 +128,17 @@ impl Backend for Cpu {
             self.sizes = sizes;
         }
         self.spare.resize_with(world, Spare::new);
-        let uses: Vec<Vec<Vec<BufferId>>> = (0..world).map(|rank| uses(job, rank)).collect();
+        let uses: Vec<Vec<Vec<BufferId>>> =
+            (0..world).map(|rank| lowered.uses(program, rank)).collect();
         let spare = std::mem::take(&mut self.spare);
         let ranks = spare.into_iter().enumerate();
-        let ranks =
-            ranks.map(|(rank, spare)| RankMemory::new(program, lowered, &uses[rank], rank, spare));
+        let ranks = ranks.map(|(rank, spare)| RankMemory::new(lowered, &uses[rank], rank, spare));
         let state = World {
             job,
             ranks: ranks.collect(),
         };
         for (rank, memory) in state.ranks.iter().enumerate() {
+            memory.allocate_persistent()?;
             memory.upload(lowered.roles.tokens, &job.inputs.tokens[rank])?;
             memory.upload(lowered.roles.gate, &job.inputs.gate)?;
             memory.upload(lowered.roles.experts, &job.weights[rank])?;

@@ -3,6 +3,7 @@
 use crate::assign::Assignment;
 use crate::lower::Geometry;
 use crate::task::{Dense, Slots};
+use std::ops::Deref;
 
 /// Token, copy, chunk and row of every kept copy, in token order.
 fn kept<'a>(
@@ -50,7 +51,7 @@ pub(super) fn scatter(
 
 /// K1: every token the sum of its kept copies, in the order of its choices.
 pub(super) fn gather(
-    chunks: &[&[f32]],
+    chunks: &[impl Deref<Target = Vec<f32>>],
     target: &mut [f32],
     slots: &Slots,
     assignment: &Assignment,
@@ -114,7 +115,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// K2: dot products of a token's gradient with the rows of its kept copies; zero for dropped ones.
 pub(super) fn dots(
     gradient: &[f32],
-    chunks: &[&[f32]],
+    chunks: &[impl Deref<Target = Vec<f32>>],
     target: &mut [f32],
     slots: &Slots,
     assignment: &Assignment,

@@ -5,6 +5,7 @@ use crate::ExecError;
 use cudarc::cublas::{result, sys};
 use cudarc::driver::CudaStream;
 use moeplan_kernels::{Product, Real};
+use moeplan_sim::spec::DType;
 use std::ffi::c_void;
 
 /// A handle.
@@ -24,6 +25,30 @@ pub(super) struct Precision {
     pub(super) real: Real,
     /// fp32 tensors on tensor cores.
     pub(super) tf32: bool,
+}
+
+impl Precision {
+    /// Products of a layer's tensors.
+    pub(super) fn of_layer(dtype: DType) -> Precision {
+        let real = match dtype {
+            DType::Fp32 | DType::Tf32 => Real::F32,
+            DType::Fp16 => Real::F16,
+            DType::Bf16 => Real::Bf16,
+        };
+        Precision {
+            real,
+            tf32: dtype == DType::Tf32,
+        }
+    }
+
+    /// Products of its gate: of fp32 tensors, on tensor cores unless the layer avoids them, as
+    /// `moeplan_sim::ir::Work` has them.
+    pub(super) fn of_gate(dtype: DType) -> Precision {
+        Precision {
+            real: Real::F32,
+            tf32: dtype != DType::Fp32,
+        }
+    }
 }
 
 /// A row-major (rows, columns) matrix as cuBLAS, which is column-major, sees it: its transpose, or with `T` transposed

@@ -1,11 +1,8 @@
 //! Bytes and FLOPs of the steps of a task, from the same tables that its kernels follow.
 
 use crate::assign::Assignment;
-use crate::lower::Lowered;
+use crate::backend::Job;
 use crate::task::{Count, RowCopy, Slots, Task};
-
-/// Number type of the program: fp32.
-const BYTES: u64 = 4;
 
 /// Copies that have a slot.
 fn kept(slots: &Slots, assignment: &Assignment) -> u64 {
@@ -27,8 +24,9 @@ fn moved(copies: &[RowCopy], width: usize, rank: usize) -> (u64, u64) {
 }
 
 /// What `task` moves and multiplies on `rank`, whose gate decided `assignment`.
-pub(super) fn count(lowered: &Lowered, rank: usize, task: &Task, assignment: &Assignment) -> Count {
-    let geometry = &lowered.geometry;
+pub(super) fn count(job: &Job<'_>, rank: usize, task: &Task, assignment: &Assignment) -> Count {
+    let geometry = &job.lowered.geometry;
+    let size = job.program.dtype.bytes();
     let (t, d, k) = (
         geometry.tokens as u64,
         geometry.model_dim as u64,
@@ -39,11 +37,11 @@ pub(super) fn count(lowered: &Lowered, rank: usize, task: &Task, assignment: &As
         ..Count::default()
     };
     let bytes = |elements: u64| Count {
-        bytes: elements * BYTES,
+        bytes: elements * size,
         ..Count::default()
     };
     let received = |elements: u64| Count {
-        received: elements * BYTES,
+        received: elements * size,
         ..Count::default()
     };
     let product = |m: u64, n: u64, k: u64| 2 * m * n * k;
@@ -61,7 +59,7 @@ pub(super) fn count(lowered: &Lowered, rank: usize, task: &Task, assignment: &As
             let full = t * dense.columns as u64;
             // By choice written, read and summed; the boolean has one byte an element.
             let boolean = Count {
-                bytes: 2 * (BYTES + 1) * full,
+                bytes: 2 * (size + 1) * full,
                 ..Count::default()
             };
             let mut sum = bytes(full * (k + k + 1));

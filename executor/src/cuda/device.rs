@@ -65,6 +65,12 @@ impl Device {
         ))
     }
 
+    /// All memory of the GPU; `None` where it does not say.
+    pub(super) fn memory_bytes(&self) -> Option<u64> {
+        let (_, total) = self.context.mem_get_info().ok()?;
+        Some(total as u64)
+    }
+
     /// A stream that does not synchronise with the default one.
     pub(super) fn stream(&self) -> Result<Arc<CudaStream>, ExecError> {
         self.context

@@ -1,12 +1,12 @@
 //! Steps of the gate: logits, softmax, choice, slots; and their backward.
 
 use super::memory::Extra;
-use super::plan::{Planner, Step, Steps, launch};
+use super::plan::{Planner, Step, Steps, plain};
 use crate::ExecError;
 use crate::inputs::Routing;
 use moeplan_kernels::{
-    BiasGradient, ExpertRuns, GateChosen, GateGradient, GateSoftmax, GateTopK, In, Out, Product,
-    SLOT_TILE, SlotAssign, SlotCount, SlotScan, slot_tiles,
+    BiasGradient, CastFromFloat, CastToFloat, ExpertRuns, GateChosen, GateGradient, GateSoftmax,
+    GateTopK, In, Out, Product, Real, SLOT_TILE, SlotAssign, SlotCount, SlotScan, slot_tiles,
 };
 use moeplan_sim::ir::BufferId;
 
@@ -59,18 +59,26 @@ impl Planner<'_> {
         let geometry = &job.lowered.geometry;
         let (t, e, k) = (geometry.tokens, geometry.experts, geometry.top_k);
         let copies = t * k;
-        let [tokens, weight, scores] = buffers.map(|buffer| self.at(rank, buffer));
-        self.multiply(
-            vec![product(
-                [t, e, geometry.model_dim],
-                [tokens, weight, scores],
-                [false; 2],
-                false,
-            )],
-            steps,
+        let [_, weight, scores] = buffers.map(|buffer| self.at(rank, buffer));
+        let tokens = self.wide_tokens(rank, buffers[0], steps)?;
+        let logits = product(
+            [t, e, geometry.model_dim],
+            [tokens, weight, scores],
+            [false; 2],
+            false,
         );
+        self.multiply(vec![logits], self.gate, steps);
+        if let Some(noise) = job.inputs.noise(rank) {
+            let from = self.table_of_4(noise.iter().map(|value| value.to_bits()));
+            steps.push(plain(&CastFromFloat {
+                from: In::at(from),
+                to: Out::at(scores),
+                count: (t * e) as i64,
+                accumulate: true,
+            }));
+        }
         let (num_tokens, num_experts, top_k) = (t as i64, e as i32, k as i32);
-        steps.push(launch(&GateSoftmax {
+        steps.push(plain(&GateSoftmax {
             logits: In::at(scores),
             scores: Out::at(scores),
             num_tokens,
@@ -84,7 +92,7 @@ impl Planner<'_> {
             Routing::Forced(step) => Some((step.ids(rank), step.scores(rank))),
         };
         match forced {
-            None => steps.push(launch(&GateTopK {
+            None => steps.push(plain(&GateTopK {
                 scores: In::at(scores),
                 experts: Out::at(experts),
                 num_tokens,
@@ -101,7 +109,7 @@ impl Planner<'_> {
             }
         }
         match forced.and_then(|(_, scores)| scores) {
-            None => steps.push(launch(&GateChosen {
+            None => steps.push(plain(&GateChosen {
                 scores: In::at(scores),
                 experts: In::at(experts),
                 chosen: Out::at(chosen),
@@ -128,7 +136,7 @@ impl Planner<'_> {
             runs: 1,
             gradient: 0,
         };
-        steps.push(launch(&BiasGradient {
+        steps.push(plain(&BiasGradient {
             values: In::at(scores),
             gradients: Out::at(sums),
             runs: In::at(self.table(&[0, t as i64])),
@@ -161,7 +169,7 @@ impl Planner<'_> {
         let bytes = tiles as usize * e * 4;
         let counts = self.extra(rank, Extra::TileCounts, bytes)?;
         steps.push(Step::Zero { at: counts, bytes });
-        steps.push(launch(&SlotCount {
+        steps.push(plain(&SlotCount {
             experts,
             order,
             counts: Out::at(counts),
@@ -172,13 +180,13 @@ impl Planner<'_> {
             tile: SLOT_TILE,
         }));
         let totals = Out::at(self.extra(rank, Extra::Totals, e * 4)?);
-        steps.push(launch(&SlotScan {
+        steps.push(plain(&SlotScan {
             counts: Out::at(counts),
             totals,
             tiles,
             num_experts,
         }));
-        steps.push(launch(&SlotAssign {
+        steps.push(plain(&SlotAssign {
             experts,
             order,
             counts: Out::at(counts),
@@ -206,7 +214,7 @@ impl Planner<'_> {
             geometry.experts,
             geometry.top_k,
         );
-        let [choices, scores, tokens, weight] = reads.map(|buffer| self.at(rank, buffer));
+        let [choices, scores, _, weight] = reads.map(|buffer| self.at(rank, buffer));
         let [token_gradient, weight_gradient] = writes.map(|buffer| self.at(rank, buffer));
         let recorded = match &job.inputs.routing {
             Routing::Gate => false,
@@ -230,7 +238,7 @@ impl Planner<'_> {
             .map(|factor| (job.inputs.balance_weight * factor).to_bits());
         let balance = self.table_of_4(weighted.collect::<Vec<_>>().into_iter());
         let logits = self.extra(rank, Extra::LogitsGradient, t * e * 4)?;
-        steps.push(launch(&GateGradient {
+        steps.push(plain(&GateGradient {
             scores: In::at(scores),
             experts: In::at(self.extra(rank, Extra::Experts, t * k * 4)?),
             chosen_gradient: In::at(choices),
@@ -241,20 +249,64 @@ impl Planner<'_> {
             top_k: k as i32,
             normalize: k > 1,
         }));
-        let to_tokens = product(
-            [t, d, e],
-            [logits, weight, token_gradient],
-            [false, true],
-            true,
-        );
+        let tokens = self.wide_tokens(rank, reads[2], steps)?;
         let to_weight = product(
             [d, e, t],
             [tokens, logits, weight_gradient],
             [true, false],
             false,
         );
-        self.multiply(vec![to_tokens], steps);
-        self.multiply(vec![to_weight], steps);
+        self.multiply(vec![to_weight], self.gate, steps);
+        self.add_to_tokens(rank, [t, e], [logits, weight], token_gradient, steps)
+    }
+
+    /// The rank's tokens in fp32: as they are, or cast.
+    fn wide_tokens(
+        &mut self,
+        rank: usize,
+        tokens: BufferId,
+        steps: &mut Steps,
+    ) -> Result<u64, ExecError> {
+        let at = self.at(rank, tokens);
+        if self.layer.real == Real::F32 {
+            return Ok(at);
+        }
+        let count = self.job.lowered.geometry.tokens * self.job.lowered.geometry.model_dim;
+        let wide = self.extra(rank, Extra::WideTokens, count * 4)?;
+        steps.push(self.layer.launch(&CastToFloat {
+            from: In::at(at),
+            to: Out::at(wide),
+            count: count as i64,
+        }));
+        Ok(wide)
+    }
+
+    /// Adds gradient (T, P) times the transpose of weight (D, P) to a gradient of tokens, by way of fp32 where that is
+    /// stored in 2 bytes. What [`Self::wide_tokens`] gave is no longer valid then.
+    fn add_to_tokens(
+        &mut self,
+        rank: usize,
+        [t, p]: [usize; 2],
+        [gradient, weight]: [u64; 2],
+        target: u64,
+        steps: &mut Steps,
+    ) -> Result<(), ExecError> {
+        let d = self.job.lowered.geometry.model_dim;
+        let direct = self.layer.real == Real::F32;
+        let into = match direct {
+            true => target,
+            false => self.extra(rank, Extra::WideTokens, t * d * 4)?,
+        };
+        let product = product([t, d, p], [gradient, weight, into], [false, true], direct);
+        self.multiply(vec![product], self.gate, steps);
+        if !direct {
+            steps.push(self.layer.launch(&CastFromFloat {
+                from: In::at(into),
+                to: Out::at(target),
+                count: (t * d) as i64,
+                accumulate: true,
+            }));
+        }
         Ok(())
     }
 }

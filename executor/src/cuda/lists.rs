@@ -1,27 +1,25 @@
 //! Lists that kernels walk: copies, sums, products, and the places of token copies.
 
+use super::blas::Precision;
 use super::memory::Extra;
-use super::plan::{Planner, Step, Steps, launch};
+use super::plan::{Planner, Step, Steps, plain};
 use crate::ExecError;
 use crate::task::{RowCopy, Slots};
 use moeplan_kernels::{
-    Arguments as _, CopyRun, CopyRuns, Gemm, In, Out, Product, Real, SlotPlaces, SumRun, SumRuns,
+    Arguments as _, CopyRun, CopyRuns, Gemm, In, Out, Product, SlotPlaces, SumRun, SumRuns,
 };
 
 /// (first element of the target, elements, addresses of the sources).
 pub(super) type Sum = (i64, i64, Vec<i64>);
 
 impl Planner<'_> {
-    pub(super) fn staging(&mut self, rank: usize, elements: usize) -> Result<u64, ExecError> {
-        let serial = self.next();
-        self.extra(rank, Extra::Staging(serial), elements * 4)
-    }
-
+    /// One row copy, whose rows have the layer's number type.
     pub(super) fn copy_run(&self, copy: &RowCopy, width: usize) -> CopyRun {
+        let bytes = |rows: usize| (rows * width) as i64 * self.size();
         CopyRun {
-            source: (self.at(copy.rank, copy.buffer) + 4 * (copy.from * width) as u64) as i64,
-            at: 4 * (copy.to * width) as i64,
-            bytes: 4 * (copy.rows * width) as i64,
+            source: self.at(copy.rank, copy.buffer) as i64 + bytes(copy.from),
+            at: bytes(copy.to),
+            bytes: bytes(copy.rows),
         }
     }
 
@@ -29,7 +27,7 @@ impl Planner<'_> {
         if runs.is_empty() {
             return;
         }
-        steps.push(launch(&CopyRuns {
+        steps.push(plain(&CopyRuns {
             target: Out::at(target),
             runs: In::at(self.table(&CopyRun::table(&runs))),
             num_runs: runs.len() as i32,
@@ -52,7 +50,7 @@ impl Planner<'_> {
         if runs.is_empty() {
             return;
         }
-        steps.push(launch(&SumRuns {
+        steps.push(self.layer.launch(&SumRuns {
             target: Out::at(target),
             runs: In::at(self.table(&SumRun::table(&runs))),
             sources: In::at(self.table(&addresses)),
@@ -62,7 +60,13 @@ impl Planner<'_> {
     }
 
     /// Products in one go. Those that sum nothing are fills.
-    pub(super) fn multiply(&mut self, products: Vec<Product>, steps: &mut Steps) {
+    pub(super) fn multiply(
+        &mut self,
+        products: Vec<Product>,
+        precision: Precision,
+        steps: &mut Steps,
+    ) {
+        let size = precision.real.bytes() as i64;
         let (empty, products): (Vec<Product>, Vec<Product>) = products
             .into_iter()
             .filter(|product| product.m > 0 && product.n > 0)
@@ -74,8 +78,8 @@ impl Planner<'_> {
                 false => (product.m, product.n),
             };
             steps.extend((0..rows).map(|row| Step::Zero {
-                at: (product.c + 4 * row * product.c_row_stride) as u64,
-                bytes: 4 * width as usize,
+                at: (product.c + size * row * product.c_row_stride) as u64,
+                bytes: (size * width) as usize,
             }));
         }
         if products.is_empty() {
@@ -91,7 +95,8 @@ impl Planner<'_> {
         };
         steps.push(Step::Multiply {
             products,
-            fallback: fallback.launch(Real::F32),
+            precision,
+            fallback: fallback.launch(precision.real),
         });
     }
 
@@ -133,7 +138,7 @@ impl Planner<'_> {
         let cells = map.starts.len() / map.degree;
         let bases = map.starts.iter().enumerate().map(|(cell, &row)| {
             let chunk = addresses[cell / cells].max(base);
-            ((chunk - base) / 4) as i64 + (row * d) as i64
+            (chunk - base) as i64 / self.size() + (row * d) as i64
         });
         let bases: Vec<i64> = bases.collect();
         let rows: Vec<i64> = map.rows.iter().map(|&rows| rows as i64).collect();
@@ -173,9 +178,8 @@ impl Planner<'_> {
         let geometry = &self.job.lowered.geometry;
         let copies = geometry.tokens * geometry.top_k;
         let num_experts = geometry.experts as i32;
-        let serial = self.next();
-        let places = self.extra(rank, Extra::Places(serial), copies * 8)?;
-        steps.push(launch(&SlotPlaces {
+        let places = self.extra(rank, Extra::Places, copies * 8)?;
+        steps.push(plain(&SlotPlaces {
             experts: In::at(self.extra(rank, Extra::Experts, copies * 4)?),
             locations: In::at(self.extra(rank, Extra::Locations, copies * 4)?),
             rows: In::at(self.table(rows)),

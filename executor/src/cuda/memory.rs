@@ -1,10 +1,10 @@
-//! Device memory of one step: every buffer of every rank that its tasks use, allocated before the step and freed after.
+//! Device memory of one step: the buffers that tasks use, and what a rank needs besides, allocated before the step and
+//! freed after.
 //!
-//! Nothing is allocated while streams run, so no allocation is timed and none adds an order that the program does not
-//! have. The price: transient buffers do not share memory, so a step needs the sum of its buffers where the
-//! simulator counts the most alive at once.
+//! Nothing is allocated while streams run, so no allocation is timed. Buffers share memory as [`super::sharing`] lays them out.
 
 use super::device::Device;
+use super::sharing::{Order, layout};
 use crate::ExecError;
 use crate::backend::Job;
 use cudarc::driver::CudaSlice;
@@ -32,53 +32,81 @@ pub(super) enum Extra {
     LogitsGradient,
     /// (T, k) f32, zero.
     NoGradient,
-    /// (T, k) i64, of the n-th task that finds slots.
-    Places(usize),
-    /// What the n-th repetition or local sum is staged in.
-    Staging(usize),
+    /// (T, k) i64, of one task that finds slots after the other: all run on the compute stream.
+    Places,
+    /// What repetitions and local sums are staged in, one after the other.
+    Staging,
+    /// (T, D) f32, where tokens are stored in 2 bytes: the gate's copy.
+    WideTokens,
 }
 
 /// Buffers by rank.
 pub(super) struct Memory {
-    buffers: Vec<BTreeMap<BufferId, CudaSlice<u8>>>,
+    blocks: Vec<Vec<CudaSlice<u8>>>,
+    buffers: Vec<BTreeMap<BufferId, Place>>,
     extras: Vec<BTreeMap<Extra, CudaSlice<u8>>>,
 }
 
+/// Where a buffer lies.
+struct Place {
+    block: usize,
+    offset: usize,
+    bytes: usize,
+}
+
 impl Memory {
-    /// Allocates what `job` uses.
-    pub(super) fn new(device: &Device, job: &Job<'_>) -> Result<Memory, ExecError> {
+    /// Allocates what `job` uses: one block a rank, or where `apart` one a buffer.
+    pub(super) fn new(device: &Device, job: &Job<'_>, apart: bool) -> Result<Memory, ExecError> {
         let world = job.program.world_size;
+        let order = Order::new(job.program);
         let mut memory = Memory {
-            buffers: (0..world).map(|_| BTreeMap::new()).collect(),
+            blocks: Vec::new(),
+            buffers: Vec::new(),
             extras: (0..world).map(|_| BTreeMap::new()).collect(),
         };
         for rank in 0..world {
-            let tasks = job.lowered.tasks.iter().flat_map(|ranks| &ranks[rank]);
-            let mut used: Vec<BufferId> = tasks.flat_map(|task| task.buffers()).collect();
-            used.sort_unstable();
-            used.dedup();
-            for buffer in used {
-                let plan = &job.lowered.buffers[buffer.0 as usize];
-                let bytes = plan.elements[rank] * 4;
-                if bytes > 0 {
-                    let slice = allocate(device, rank, &plan.name, bytes)?;
-                    memory.buffers[rank].insert(buffer, slice);
-                }
+            let layout = layout(job, rank, &order);
+            let mut blocks = Vec::new();
+            if !apart && layout.bytes > 0 {
+                blocks.push(allocate(device, rank, "buffers of the step", layout.bytes)?);
             }
+            let mut places = BTreeMap::new();
+            for (buffer, (offset, bytes)) in layout.places {
+                let (block, offset) = match apart {
+                    false => (0, offset),
+                    true => {
+                        let name = &job.lowered.buffers[buffer.0 as usize].name;
+                        blocks.push(allocate(device, rank, name, bytes)?);
+                        (blocks.len() - 1, 0)
+                    }
+                };
+                places.insert(
+                    buffer,
+                    Place {
+                        block,
+                        offset,
+                        bytes,
+                    },
+                );
+            }
+            memory.blocks.push(blocks);
+            memory.buffers.push(places);
         }
         Ok(memory)
     }
 
     /// Address of a buffer; 0 where the rank has none of its elements.
     pub(super) fn at(&self, device: &Device, rank: usize, buffer: BufferId) -> u64 {
-        self.buffers[rank]
-            .get(&buffer)
-            .map_or(0, |slice| device.address(slice))
+        self.buffers[rank].get(&buffer).map_or(0, |place| {
+            device.address(&self.blocks[rank][place.block]) + place.offset as u64
+        })
     }
 
     /// Bytes of a buffer.
     pub(super) fn bytes(&self, rank: usize, buffer: BufferId) -> usize {
-        self.buffers[rank].get(&buffer).map_or(0, CudaSlice::len)
+        self.buffers[rank]
+            .get(&buffer)
+            .map_or(0, |place| place.bytes)
     }
 
     /// Address of an extra, allocated when it is first asked for.
@@ -106,10 +134,8 @@ impl Memory {
 
     /// Bytes of a rank's buffers, without extras.
     pub(super) fn total(&self, rank: usize) -> u64 {
-        self.buffers[rank]
-            .values()
-            .map(|slice| slice.len() as u64)
-            .sum()
+        let blocks = self.blocks[rank].iter();
+        blocks.map(|slice| slice.len() as u64).sum()
     }
 }
 

@@ -11,23 +11,28 @@ mod gate;
 mod lists;
 mod memory;
 mod plan;
+mod sharing;
 mod streams;
 
 use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
 use crate::inputs::Inputs;
+use crate::lower::Lowered;
+use crate::number::{from_bytes, rounded, to_bytes};
 use crate::task::Count;
 use blas::Precision;
 use compiler::Compiler;
 use device::Device;
 use memory::{Extra, Memory};
-use moeplan_kernels::{Arguments as _, GateSoftmax, GateTopK, In, Module, Out, Product, Real};
+use moeplan_kernels::{
+    Arguments as _, CastFromFloat, GateSoftmax, GateTopK, In, Module, Out, Product, Real,
+};
 use moeplan_sim::ir::BufferId;
 use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use std::path::PathBuf;
-use streams::{Lane, floats, words};
+use streams::{Lane, words};
 
 /// What the backend needs and this machine lacks, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +58,9 @@ pub struct Settings {
     /// Whether all ranks share one stream, so that each operation is timed alone. Otherwise ranks run at once,
     /// and slow each other down as they share the GPU.
     pub ranks_apart: bool,
+    /// Whether every buffer has an allocation of its own, in which a stray access shows; otherwise buffers that are never
+    /// alive at once share memory.
+    pub buffers_apart: bool,
 }
 
 /// One GPU that plays all ranks.
@@ -125,18 +133,32 @@ impl Cuda {
         self.device.blas.is_some()
     }
 
-    fn prepare(&mut self) -> Result<(), ExecError> {
-        Module::ALL
-            .iter()
-            .try_for_each(|&module| self.device.prepare(module, Real::F32))
+    /// Compiles and loads the kernels of a number type, and the gate's.
+    fn prepare(&mut self, real: Real) -> Result<(), ExecError> {
+        for real in [Real::F32, real] {
+            for &module in Module::ALL {
+                if module.reals().contains(&real) {
+                    self.device.prepare(module, real)?;
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn fetch(&self, memory: &Memory, rank: usize, buffer: BufferId) -> Result<Vec<f32>, ExecError> {
+    fn fetch(
+        &self,
+        lowered: &Lowered,
+        memory: &Memory,
+        rank: usize,
+        buffer: BufferId,
+    ) -> Result<Vec<f32>, ExecError> {
         let at = memory.at(&self.device, rank, buffer);
+        let stream = &self.device.setup;
         let bytes = self
             .device
-            .download(&self.device.setup, at, memory.bytes(rank, buffer))?;
-        Ok(floats(&bytes))
+            .download(stream, at, memory.bytes(rank, buffer))?;
+        let dtype = lowered.buffers[buffer.0 as usize].dtype;
+        Ok(from_bytes(dtype, &bytes))
     }
 
     fn fetch_extra(
@@ -177,17 +199,18 @@ impl Cuda {
             locations: self.fetch_extra(memory, rank, Extra::Locations)?,
             counts: self.fetch_extra(memory, rank, Extra::Totals)?,
         };
+        let fetch = |buffer| self.fetch(job.lowered, memory, rank, buffer);
         let mut outputs = RankOutputs {
-            output: self.fetch(memory, rank, roles.output)?,
+            output: fetch(roles.output)?,
             assignment,
             balance_loss,
             ..RankOutputs::default()
         };
         if let Some(backward) = roles.backward {
-            outputs.token_gradient = self.fetch(memory, rank, backward.token_gradient)?;
-            outputs.gate_gradient = self.fetch(memory, rank, backward.gate_gradient)?;
-            outputs.expert_gradient = self.fetch(memory, rank, backward.expert_gradient)?;
-            outputs.score_gradient = self.fetch(memory, rank, backward.score_gradient)?;
+            outputs.token_gradient = fetch(backward.token_gradient)?;
+            outputs.gate_gradient = fetch(backward.gate_gradient)?;
+            outputs.expert_gradient = fetch(backward.expert_gradient)?;
+            outputs.score_gradient = fetch(backward.score_gradient)?;
             outputs
                 .score_gradient
                 .truncate(geometry.tokens * geometry.top_k);
@@ -196,18 +219,37 @@ impl Cuda {
     }
 }
 
-/// fp32 numbers as the device holds them.
-fn bytes(values: &[f32]) -> &[u8] {
-    bytemuck::cast_slice(values)
-}
-
 impl Backend for Cuda {
     fn name(&self) -> &'static str {
         "cuda"
     }
 
+    fn place(&self) -> String {
+        let products = match self.has_blas() {
+            true => "cuBLAS",
+            false => "our own kernel",
+        };
+        let ranks = match self.settings.ranks_apart {
+            true => "one after the other",
+            false => "at once",
+        };
+        format!(
+            "all ranks on one GPU, {ranks}: {}, products by {products}",
+            self.name
+        )
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.device.memory_bytes()
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &DType::ALL
+    }
+
     fn route(&mut self, layer: &ResolvedLayer, inputs: &Inputs) -> Result<TokenStep, ExecError> {
-        self.prepare()?;
+        let precision = Precision::of_gate(layer.spec.dtype);
+        self.prepare(precision.real)?;
         let (t, d) = (layer.tokens() as usize, layer.spec.model_dim as usize);
         let (e, k) = (layer.num_experts as usize, layer.spec.top_k as usize);
         let device = &self.device;
@@ -224,7 +266,9 @@ impl Backend for Cuda {
         let scores = allocate("gate scores", t * e * 4)?;
         let experts = allocate("experts", t * k * 4)?;
         let table = allocate("product", 14 * 8)?;
-        device.upload(device.address(&weight), bytes(&inputs.gate))?;
+        let noise = allocate("gate noise", t * e * 4)?;
+        let gate = to_bytes(DType::Fp32, &inputs.gate);
+        device.upload(device.address(&weight), &gate)?;
         let [x, w, s] = [&tokens, &weight, &scores].map(|slice| device.address(slice));
         let (num_tokens, num_experts, top_k) = (t as i64, e as i32, k as i32);
         let product = gate::product([t, e, d], [x, w, s], [false; 2], false);
@@ -238,12 +282,25 @@ impl Backend for Cuda {
             columns: e as i64,
         };
         let mut ids = Vec::new();
-        for rank in &inputs.tokens {
-            device.upload(x, bytes(rank))?;
+        for (rank, tokens) in inputs.tokens.iter().enumerate() {
+            // The tokens as they are stored, in the gate's fp32.
+            let stored = rounded(layer.spec.dtype, tokens);
+            device.upload(x, &to_bytes(DType::Fp32, &stored))?;
             let stream = &device.setup;
             match &device.blas {
-                Some(blas) => blas.multiply(stream, &[product], precision(layer.spec.dtype)?)?,
+                Some(blas) => blas.multiply(stream, &[product], precision)?,
                 None => device.launch(stream, &fallback.launch(Real::F32))?,
+            }
+            if let Some(values) = inputs.noise(rank) {
+                let from = device.address(&noise);
+                device.upload(from, &to_bytes(DType::Fp32, values))?;
+                let add = CastFromFloat {
+                    from: In::at(from),
+                    to: Out::at(s),
+                    count: (t * e) as i64,
+                    accumulate: true,
+                };
+                device.launch(stream, &add.launch(Real::F32))?;
             }
             let softmax = GateSoftmax {
                 logits: In::at(s),
@@ -269,14 +326,14 @@ impl Backend for Cuda {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Ran, ExecError> {
-        let precision = precision(job.program.dtype)?;
-        self.prepare()?;
+        self.prepare(Precision::of_layer(job.program.dtype).real)?;
         let (device, lowered) = (&self.device, job.lowered);
         let (world, roles) = (job.program.world_size, &job.lowered.roles);
-        let mut memory = Memory::new(device, job)?;
+        let mut memory = Memory::new(device, job, self.settings.buffers_apart)?;
         for rank in 0..world {
-            let put = |buffer, values: &[f32]| {
-                device.upload(memory.at(device, rank, buffer), bytes(values))
+            let put = |buffer: BufferId, values: &[f32]| {
+                let dtype = lowered.buffers[buffer.0 as usize].dtype;
+                device.upload(memory.at(device, rank, buffer), &to_bytes(dtype, values))
             };
             put(roles.tokens, &job.inputs.tokens[rank])?;
             put(roles.gate, &job.inputs.gate)?;
@@ -303,7 +360,7 @@ impl Backend for Cuda {
             .transpose()?;
         let lane = |_| Lane::new(device, shared.as_ref());
         let lanes: Vec<Lane> = (0..world).map(lane).collect::<Result<_, _>>()?;
-        let times = streams::play(device, job, &memory, &lanes, &planned, precision)?;
+        let times = streams::play(device, job, &memory, &lanes, &planned)?;
         let outputs = (0..world)
             .map(|rank| self.outputs(job, &memory, rank))
             .collect::<Result<Vec<_>, _>>()?;
@@ -313,7 +370,7 @@ impl Backend for Cuda {
                 .map(|(rank, (tasks, outputs))| {
                     let mut sum = Count::default();
                     for task in tasks {
-                        sum += count::count(lowered, rank, task, &outputs.assignment);
+                        sum += count::count(job, rank, task, &outputs.assignment);
                     }
                     sum
                 })
@@ -326,24 +383,5 @@ impl Backend for Cuda {
             peak_bytes: (0..world).map(|rank| memory.total(rank)).collect(),
             outputs,
         })
-    }
-}
-
-/// How products of a number type are rounded.
-fn precision(dtype: DType) -> Result<Precision, ExecError> {
-    match dtype {
-        DType::Fp32 => Ok(Precision {
-            real: Real::F32,
-            tf32: false,
-        }),
-        DType::Tf32 => Ok(Precision {
-            real: Real::F32,
-            tf32: true,
-        }),
-        DType::Fp16 | DType::Bf16 => Err(ExecError::input(
-            "dtype",
-            "fp32 or tf32, which programs are lowered for",
-            dtype,
-        )),
     }
 }

@@ -1,6 +1,7 @@
 //! Tasks to steps: launches, fills and copies with device addresses. Everything a kernel reads from the host, which are
 //! tables of runs and products, is laid out here in one block that is uploaded before the step.
 
+use super::blas::Precision;
 use super::device::Device;
 use super::lists::Sum;
 use super::memory::{Extra, Memory};
@@ -29,6 +30,7 @@ pub(super) enum Step {
     /// Products through cuBLAS, or where it is absent through the launch.
     Multiply {
         products: Vec<Product>,
+        precision: Precision,
         fallback: Launch,
     },
     /// The host sorts tokens by their best score and uploads the order.
@@ -47,8 +49,10 @@ pub(super) struct Planner<'a> {
     pub(super) base: u64,
     /// The tables.
     pub(super) words: Vec<i64>,
-    /// Tasks so far that find slots, or stage.
-    serial: usize,
+    /// Products of the layer's tensors, whose number type kernels take.
+    pub(super) layer: Precision,
+    /// Products of its gate.
+    pub(super) gate: Precision,
 }
 
 /// Steps by operation and rank, and the tables they read.
@@ -70,7 +74,8 @@ pub(super) fn plan(
         memory,
         base,
         words: Vec::new(),
-        serial: 0,
+        layer: Precision::of_layer(job.program.dtype),
+        gate: Precision::of_gate(job.program.dtype),
     };
     let mut steps = Vec::new();
     for ranks in &job.lowered.tasks {
@@ -90,9 +95,16 @@ pub(super) fn plan(
     })
 }
 
-/// A launch for fp32 tensors.
-pub(super) fn launch(arguments: &impl Arguments) -> Step {
+/// A launch that works on the gate's fp32 numbers, or on bytes and integers.
+pub(super) fn plain(arguments: &impl Arguments) -> Step {
     Step::Launch(arguments.launch(Real::F32))
+}
+
+impl Precision {
+    /// A launch that works on tensors of this number type.
+    pub(super) fn launch(self, arguments: &impl Arguments) -> Step {
+        Step::Launch(arguments.launch(self.real))
+    }
 }
 
 impl Planner<'_> {
@@ -107,6 +119,19 @@ impl Planner<'_> {
         bytes: usize,
     ) -> Result<u64, ExecError> {
         self.memory.extra(self.device, rank, extra, bytes)
+    }
+
+    /// Where rows are set aside while they are repeated or summed: enough for the largest such task of a rank.
+    fn staging(&mut self, rank: usize) -> Result<u64, ExecError> {
+        let tasks = self.job.lowered.tasks.iter().flat_map(|ranks| &ranks[rank]);
+        let elements = tasks.map(|task| match task {
+            Task::Repeat { width, blocks, .. } | Task::LocalSum { width, blocks, .. } => {
+                blocks.iter().sum::<usize>() * width
+            }
+            _ => 0,
+        });
+        let bytes = elements.max().unwrap_or(0) * self.size() as usize;
+        self.extra(rank, Extra::Staging, bytes)
     }
 
     /// Puts a table into the block; its address.
@@ -126,9 +151,9 @@ impl Planner<'_> {
         self.table(&words)
     }
 
-    pub(super) fn next(&mut self) -> usize {
-        self.serial += 1;
-        self.serial
+    /// Bytes of an element of the layer's tensors.
+    pub(super) fn size(&self) -> i64 {
+        self.layer.real.bytes() as i64
     }
 
     fn task(&mut self, rank: usize, task: &Task, steps: &mut Steps) -> Result<(), ExecError> {
@@ -166,11 +191,11 @@ impl Planner<'_> {
                 for (&chunk, &rows) in slots.chunks.iter().zip(&slots.rows) {
                     steps.push(Step::Zero {
                         at: self.at(rank, chunk),
-                        bytes: rows * geometry.model_dim * 4,
+                        bytes: rows * geometry.model_dim * self.size() as usize,
                     });
                 }
                 let (places, base) = self.places(rank, slots, steps)?;
-                steps.push(launch(&Encode {
+                steps.push(self.layer.launch(&Encode {
                     tokens: In::at(self.at(rank, *source)),
                     places: In::at(places),
                     scores: self.scores(rank, *weighted)?,
@@ -186,7 +211,7 @@ impl Planner<'_> {
                 weighted,
             } => {
                 let (places, base) = self.places(rank, slots, steps)?;
-                steps.push(launch(&Decode {
+                steps.push(self.layer.launch(&Decode {
                     slots: In::at(base),
                     places: In::at(places),
                     scores: self.scores(rank, *weighted)?,
@@ -203,7 +228,7 @@ impl Planner<'_> {
                 target,
             } => {
                 let (places, base) = self.places(rank, slots, steps)?;
-                steps.push(launch(&ScoreGradient {
+                steps.push(self.layer.launch(&ScoreGradient {
                     output_gradient: In::at(self.at(rank, *gradient)),
                     slots: In::at(base),
                     places: In::at(places),
@@ -224,7 +249,7 @@ impl Planner<'_> {
                 let columns_of = self.columns(rank, &dense.first, steps)?;
                 let by_choice = self.at(rank, *by_choice);
                 let (combine, count) = (self.at(rank, *combine), t * columns);
-                steps.push(launch(&DenseChoices {
+                steps.push(self.layer.launch(&DenseChoices {
                     columns_of: In::at(columns_of),
                     scores: In::at(self.chosen(rank)?),
                     weights: Out::at(by_choice),
@@ -233,17 +258,17 @@ impl Planner<'_> {
                     columns,
                 }));
                 let sources = (0..i64::from(k))
-                    .map(|choice| by_choice as i64 + choice * count * 4)
+                    .map(|choice| by_choice as i64 + choice * count * self.size())
                     .collect();
                 self.sum(combine, &[(0, count, sources)], steps);
                 let boolean = self.at(rank, *boolean);
-                steps.push(launch(&DenseBoolean {
+                steps.push(self.layer.launch(&DenseBoolean {
                     weights: In::at(combine),
                     boolean: Out::at(boolean),
                     count,
                 }));
                 let mask = Out::at(self.at(rank, *mask));
-                steps.push(launch(&DenseMask {
+                steps.push(self.layer.launch(&DenseMask {
                     boolean: In::at(boolean),
                     mask,
                     count,
@@ -255,7 +280,7 @@ impl Planner<'_> {
                 target,
             } => {
                 let columns = dense.columns as i64;
-                let bytes = (t * columns * 4) as usize;
+                let bytes = (t * columns * self.size()) as usize;
                 let columns_of = self.columns(rank, &dense.first, steps)?;
                 let first = self.at(rank, *gradients);
                 // One copy a choice, after the tensor itself and the one its product is transposed in.
@@ -267,7 +292,7 @@ impl Planner<'_> {
                         bytes,
                     });
                 }
-                steps.push(launch(&DenseScores {
+                steps.push(self.layer.launch(&DenseScores {
                     weights_gradient: In::at(copies),
                     columns_of: In::at(columns_of),
                     gradient: Out::at(self.at(rank, *target)),
@@ -278,7 +303,7 @@ impl Planner<'_> {
             }
             Task::Gemms(products) => {
                 let address = |planner: &Self, matrix: &Matrix| {
-                    planner.at(rank, matrix.buffer) as i64 + 4 * matrix.at as i64
+                    planner.at(rank, matrix.buffer) as i64 + planner.size() * matrix.at as i64
                 };
                 let products = products.iter().map(|product| Product {
                     a: address(self, &product.a),
@@ -295,7 +320,7 @@ impl Planner<'_> {
                     accumulate: i64::from(product.accumulate),
                 });
                 let products = products.collect();
-                self.multiply(products, steps);
+                self.multiply(products, self.layer, steps);
             }
             Task::Bias {
                 target,
@@ -314,7 +339,7 @@ impl Planner<'_> {
                 if rows.is_empty() {
                     return Ok(());
                 }
-                steps.push(launch(&Bias {
+                steps.push(self.layer.launch(&Bias {
                     values: Out::at(self.at(rank, *target)),
                     biases: In::at(self.at(rank, *weights)),
                     runs: In::at(self.table(&BiasRun::table(&rows))),
@@ -349,7 +374,7 @@ impl Planner<'_> {
                         gradient: gradient as i64,
                     });
                 let experts: Vec<ExpertRuns> = experts.collect();
-                steps.push(launch(&BiasGradient {
+                steps.push(self.layer.launch(&BiasGradient {
                     values: In::at(self.at(rank, *source)),
                     gradients: Out::at(self.at(rank, *gradients)),
                     runs: In::at(self.table(&rows)),
@@ -364,7 +389,7 @@ impl Planner<'_> {
             Task::Activation { target, elements } => {
                 let values = Out::at(self.at(rank, *target));
                 if *elements > 0 {
-                    steps.push(launch(&Activation {
+                    steps.push(self.layer.launch(&Activation {
                         values,
                         count: *elements as i64,
                         kind: RELU,
@@ -377,8 +402,8 @@ impl Planner<'_> {
                 activations,
             } => {
                 let runs = activations.iter().map(|copy| SavedRun {
-                    saved: (self.at(copy.rank, copy.buffer) + 4 * (copy.from * width) as u64)
-                        as i64,
+                    saved: self.at(copy.rank, copy.buffer) as i64
+                        + (copy.from * width) as i64 * self.size(),
                     at: (copy.to * width) as i64,
                     elements: (copy.rows * width) as i64,
                 });
@@ -386,7 +411,7 @@ impl Planner<'_> {
                 if runs.is_empty() {
                     return Ok(());
                 }
-                steps.push(launch(&ActivationGradient {
+                steps.push(self.layer.launch(&ActivationGradient {
                     gradient: Out::at(self.at(rank, *target)),
                     runs: In::at(self.table(&SavedRun::table(&runs))),
                     num_runs: runs.len() as i32,
@@ -416,7 +441,7 @@ impl Planner<'_> {
                 let sums = (0..parts).map(|part| {
                     let of_part = copies.iter().map(|of_rank| &of_rank[part]);
                     let sources = of_part.clone().map(|copy| {
-                        (self.at(copy.rank, copy.buffer) + 4 * copy.from as u64) as i64
+                        self.at(copy.rank, copy.buffer) as i64 + copy.from as i64 * self.size()
                     });
                     let here = &copies[0][part];
                     (here.to as i64, here.rows as i64, sources.collect())
@@ -433,19 +458,20 @@ impl Planner<'_> {
             } => {
                 let total = blocks.iter().sum::<usize>() * width;
                 let target = self.at(rank, *target);
-                let staging = self.staging(rank, total)?;
+                let staging = self.staging(rank)?;
+                let size = self.size();
                 steps.push(Step::Copy {
                     to: staging,
                     from: target,
-                    bytes: total * 4,
+                    bytes: total * size as usize,
                 });
                 let (mut runs, mut start) = (Vec::new(), 0);
                 for rows in blocks {
                     let len = rows * width;
                     runs.extend((0..*copies).filter(|_| len > 0).map(|copy| CopyRun {
-                        source: (staging + 4 * start as u64) as i64,
-                        at: 4 * (start * copies + copy * len) as i64,
-                        bytes: 4 * len as i64,
+                        source: staging as i64 + size * start as i64,
+                        at: size * (start * copies + copy * len) as i64,
+                        bytes: size * len as i64,
                     }));
                     start += len;
                 }
@@ -459,12 +485,13 @@ impl Planner<'_> {
             } => {
                 let total = blocks.iter().sum::<usize>() * width;
                 let target = self.at(rank, *target);
-                let staging = self.staging(rank, total)?;
+                let staging = self.staging(rank)?;
+                let size = self.size();
                 let (mut sums, mut start) = (Vec::new(), 0);
                 for rows in blocks {
                     let len = rows * width;
                     let source =
-                        |copy: usize| (target + 4 * (start * copies + copy * len) as u64) as i64;
+                        |copy: usize| target as i64 + size * (start * copies + copy * len) as i64;
                     sums.push((start as i64, len as i64, (0..*copies).map(source).collect()));
                     start += len;
                 }
@@ -472,7 +499,7 @@ impl Planner<'_> {
                 steps.push(Step::Copy {
                     to: target,
                     from: staging,
-                    bytes: total * 4,
+                    bytes: total * size as usize,
                 });
             }
         }

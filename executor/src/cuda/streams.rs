@@ -5,15 +5,16 @@
 //! sent may be overwritten only when all have it. The host issues operations in program order, so an event is
 //! always recorded before it is waited for.
 
-use super::blas::Precision;
 use super::device::{Device, refused};
 use super::memory::{Extra, Memory};
 use super::plan::{Planned, Step};
 use crate::ExecError;
 use crate::assign::order;
 use crate::backend::Job;
+use crate::number::from_bytes;
 use cudarc::driver::{CudaEvent, CudaStream};
 use moeplan_sim::ir::{Op, OpId, OpKind, Scope, Span, Stream, Timeline};
+use moeplan_sim::spec::DType;
 use moeplan_sim::units::Time;
 use std::sync::Arc;
 
@@ -49,7 +50,6 @@ struct Play<'a> {
     job: &'a Job<'a>,
     memory: &'a Memory,
     lanes: &'a [Lane],
-    precision: Precision,
     /// By operation and rank, as far as issued.
     marks: Vec<Vec<Marks>>,
 }
@@ -77,7 +77,6 @@ pub(super) fn play(
     memory: &Memory,
     lanes: &[Lane],
     planned: &Planned,
-    precision: Precision,
 ) -> Result<Times, ExecError> {
     let (world, ops) = (job.program.world_size, job.program.ops.len());
     let origin = device.event()?;
@@ -86,7 +85,6 @@ pub(super) fn play(
         job,
         memory,
         lanes,
-        precision,
         marks: Vec::with_capacity(ops),
     };
     play.record(&origin, &lanes[0].compute)?;
@@ -237,8 +235,12 @@ impl Play<'_> {
                 Step::Zero { bytes: 0, .. } | Step::Copy { bytes: 0, .. } => {}
                 Step::Zero { at, bytes } => self.device.zero(stream, *at, *bytes)?,
                 Step::Copy { to, from, bytes } => self.device.copy(stream, *to, *from, *bytes)?,
-                Step::Multiply { products, fallback } => match &self.device.blas {
-                    Some(blas) => blas.multiply(stream, products, self.precision)?,
+                Step::Multiply {
+                    products,
+                    precision,
+                    fallback,
+                } => match &self.device.blas {
+                    Some(blas) => blas.multiply(stream, products, *precision)?,
                     None => self.device.launch(stream, fallback)?,
                 },
                 Step::Prioritize { scores, order } => self.prioritize(stream, *scores, *order)?,
@@ -253,7 +255,7 @@ impl Play<'_> {
         let scores =
             self.device
                 .download(stream, scores, geometry.tokens * geometry.experts * 4)?;
-        let scores: &[f32] = &floats(&scores);
+        let scores = from_bytes(DType::Fp32, &scores);
         let rows = scores.chunks_exact(geometry.experts);
         let best: Vec<f32> = rows
             .map(|row| row.iter().copied().fold(0.0, f32::max))
@@ -295,9 +297,4 @@ pub(super) fn words(bytes: &[u8]) -> Vec<u32> {
         .iter()
         .map(|word| u32::from_ne_bytes(*word))
         .collect()
-}
-
-/// The same as floats.
-pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
-    words(bytes).into_iter().map(f32::from_bits).collect()
 }

@@ -2,10 +2,10 @@
 
 use super::geometry::{Piece, Placed};
 use super::rows::merged;
-use super::{BufferPlan, Chunk, Lowering};
+use super::{Chunk, Lowering};
 use crate::ExecError;
 use crate::task::{Gemm, Matrix, RowCopy, Run, Task};
-use moeplan_sim::ir::{BufferId, Elementwise, Expert, Gradient, Lifetime, Op, OpKind};
+use moeplan_sim::ir::{BufferId, Expert, Gradient, Op};
 use std::collections::BTreeMap;
 
 impl Lowering<'_> {
@@ -137,42 +137,37 @@ impl Lowering<'_> {
         let layout = self.weight_layout();
         let (d, h) = (layout.model_dim, layout.hidden);
         let (gradient, saved) = (op.reads[0], &op.reads[1..]);
-        let left = self.gathered.remove(&gradient);
-        let right = saved.first().and_then(|first| self.gathered.remove(first));
+        let gathered = self.gathered.contains(&gradient);
         self.each(|rank| {
             let first = self.geometry.part_of(rank).0;
             // (local expert, gradient buffer and row, saved buffer and row, rows).
             let mut segments: Vec<(usize, BufferId, usize, BufferId, usize, usize)> = Vec::new();
-            match (left, right) {
-                (Some(left), Some(right)) => {
-                    let mut at = 0;
-                    for (expert, rows) in self.rows_by_expert(rank, chunk).into_iter().enumerate() {
-                        segments.push((expert, left, at, right, at, rows));
-                        at += rows;
-                    }
+            if gathered {
+                let mut at = 0;
+                for (expert, rows) in self.rows_by_expert(rank, chunk).into_iter().enumerate() {
+                    segments.push((expert, gradient, at, saved[0], at, rows));
+                    at += rows;
                 }
-                _ => {
-                    let beside = self.beside(rank, chunk, saved);
-                    for (piece, copy) in beside {
-                        let expert = piece.expert - first;
-                        match segments.last_mut() {
-                            Some((last, _, to, buffer, from, rows))
-                                if *last == expert
-                                    && *buffer == copy.buffer
-                                    && *to + *rows == copy.to
-                                    && *from + *rows == copy.from =>
-                            {
-                                *rows += copy.rows;
-                            }
-                            Some(_) | None => segments.push((
-                                expert,
-                                gradient,
-                                copy.to,
-                                copy.buffer,
-                                copy.from,
-                                copy.rows,
-                            )),
+            } else {
+                for (piece, copy) in self.beside(rank, chunk, saved) {
+                    let expert = piece.expert - first;
+                    match segments.last_mut() {
+                        Some((last, _, to, buffer, from, rows))
+                            if *last == expert
+                                && *buffer == copy.buffer
+                                && *to + *rows == copy.to
+                                && *from + *rows == copy.from =>
+                        {
+                            *rows += copy.rows;
                         }
+                        Some(_) | None => segments.push((
+                            expert,
+                            gradient,
+                            copy.to,
+                            copy.buffer,
+                            copy.from,
+                            copy.rows,
+                        )),
                     }
                 }
             }
@@ -219,25 +214,22 @@ impl Lowering<'_> {
         rows
     }
 
-    /// Copies the blocks of every expert together, into a buffer of their own that the next
-    /// weight gradient reads.
-    pub(super) fn gather_blocks(&mut self, op: &Op) -> Vec<Vec<Task>> {
+    /// Copies the blocks of every expert together, for the weight gradient that reads them next.
+    pub(super) fn gather_blocks(&mut self, op: &Op) -> Result<Vec<Vec<Task>>, ExecError> {
         let chunk = self.chunk(op);
-        let OpKind::Elementwise {
-            what: Elementwise::Gather,
-            elements,
-        } = &op.kind
-        else {
-            return Vec::new();
-        };
-        let target = BufferId(self.buffers.len() as u32);
+        let target = op.writes[0];
         let mut tasks = Vec::new();
-        let mut sizes = Vec::new();
         for rank in self.ranks() {
             let held: usize = self.rows_by_expert(rank, chunk).iter().sum();
-            let width = (*elements.get(rank) as usize)
-                .checked_div(held)
-                .unwrap_or(0);
+            let plan = &self.buffers[target.0 as usize];
+            let stated = plan.elements[rank];
+            let width = stated.checked_div(held).unwrap_or(0);
+            if width * held != stated {
+                return Err(ExecError::Disagrees(format!(
+                    "`{}` has {stated} elements on rank {rank}, not whole rows of {held}",
+                    plan.name
+                )));
+            }
             let mut pieces: Vec<(Piece, RowCopy)> = if self.saved.contains_key(&op.reads[0]) {
                 self.beside(rank, chunk, &op.reads)
             } else {
@@ -266,16 +258,9 @@ impl Lowering<'_> {
                 width,
                 copies: merged(copies),
             }]);
-            sizes.push(held * width);
         }
-        let name = format!("gathered {}", self.buffers[op.reads[0].0 as usize].name);
-        self.buffers.push(BufferPlan {
-            name,
-            lifetime: Lifetime::Transient,
-            elements: sizes,
-        });
-        self.gathered.insert(op.reads[0], target);
-        tasks
+        self.gathered.insert(target);
+        Ok(tasks)
     }
 
     fn biases(&self, matrix: Expert) -> Vec<usize> {

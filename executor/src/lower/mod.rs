@@ -11,9 +11,9 @@ pub use weights::WeightLayout;
 use crate::ExecError;
 use crate::task::{Dense, Slots, Task};
 use moeplan_sim::ir::{BufferId, Elementwise, Gradient, Lifetime, Op, OpId, OpKind, Pass, Program};
-use moeplan_sim::spec::Encode;
+use moeplan_sim::spec::{DType, Encode};
 use moeplan_traces::RoutingStep;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A buffer as it is allocated.
@@ -23,8 +23,17 @@ pub struct BufferPlan {
     pub name: String,
     /// How long it lives.
     pub lifetime: Lifetime,
-    /// Elements of 4 bytes, by rank.
+    /// Number type: the layer's, or the gate's FP32.
+    pub dtype: DType,
+    /// Elements, by rank.
     pub elements: Vec<usize>,
+}
+
+impl BufferPlan {
+    /// Bytes on `rank`.
+    pub fn bytes(&self, rank: usize) -> usize {
+        self.elements[rank] * self.dtype.bytes() as usize
+    }
 }
 
 /// The buffers a run starts from and leaves.
@@ -64,7 +73,7 @@ pub struct Lowered {
     pub geometry: Geometry,
     /// What every rank does, by operation and rank.
     pub tasks: Vec<Vec<Vec<Task>>>,
-    /// The program's buffers, then those that gathering needs.
+    /// The program's buffers.
     pub buffers: Vec<BufferPlan>,
     /// Which buffer is what.
     pub roles: Roles,
@@ -77,35 +86,54 @@ pub struct Lowered {
 /// disagree with what its operations touch.
 pub fn lower(program: &Program, routing: &RoutingStep) -> Result<Lowered, ExecError> {
     let geometry = Geometry::new(program, routing)?;
-    let buffers = program
-        .buffers
-        .iter()
-        .map(|buffer| BufferPlan {
+    let roles = roles(program)?;
+    let of_gate = of_gate(program, &roles);
+    let buffers = program.buffers.iter().enumerate().map(|(index, buffer)| {
+        let dtype = match of_gate.contains(&BufferId(index as u32)) {
+            true => DType::Fp32,
+            false => program.dtype,
+        };
+        let elements = |rank| buffer.bytes.get(rank).div_ceil(dtype.bytes()) as usize;
+        BufferPlan {
             name: buffer.name.clone(),
             lifetime: buffer.lifetime,
-            elements: (0..program.world_size)
-                .map(|rank| buffer.bytes.get(rank).div_ceil(4) as usize)
-                .collect(),
-        })
-        .collect();
+            dtype,
+            elements: (0..program.world_size).map(elements).collect(),
+        }
+    });
+    let buffers = buffers.collect();
     let mut lowering = Lowering {
         program,
         geometry,
         buffers,
         rows: BTreeMap::new(),
         saved: BTreeMap::new(),
-        gathered: BTreeMap::new(),
+        gathered: BTreeSet::new(),
     };
     let tasks = program
         .iter()
         .map(|(id, op)| lowering.op(id, op))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Lowered {
-        roles: roles(program)?,
+        roles,
         geometry: lowering.geometry,
         buffers: lowering.buffers,
         tasks,
     })
+}
+
+/// Buffers of the gate, which computes in FP32 whatever the layer's number type.
+fn of_gate(program: &Program, roles: &Roles) -> BTreeSet<BufferId> {
+    let scores = program
+        .ops
+        .iter()
+        .filter_map(|op| match (&op.kind, op.pass) {
+            (OpKind::Gate { .. }, Pass::Forward) => Some(op.writes[0]),
+            _ => None,
+        });
+    let backward = roles.backward.iter();
+    let gradients = backward.flat_map(|roles| [roles.gate_gradient, roles.score_gradient]);
+    scores.chain([roles.gate]).chain(gradients).collect()
 }
 
 struct Lowering<'a> {
@@ -116,8 +144,35 @@ struct Lowering<'a> {
     rows: BTreeMap<BufferId, Vec<Vec<Placed>>>,
     /// Buffers of the forward pass that the backward pass reads: their chunk.
     saved: BTreeMap<BufferId, Chunk>,
-    /// Gathered copies, by the buffer they were gathered from.
-    gathered: BTreeMap<BufferId, BufferId>,
+    /// Buffers in which the blocks of every expert lie together.
+    gathered: BTreeSet<BufferId>,
+}
+
+impl Lowered {
+    /// Buffers of the own rank that each operation uses, each once.
+    pub fn uses(&self, program: &Program, rank: usize) -> Vec<Vec<BufferId>> {
+        let ops = program.ops.iter().zip(&self.tasks);
+        ops.map(|(op, tasks)| {
+            let of_tasks = tasks[rank].iter().flat_map(Task::buffers);
+            let stated = op.reads.iter().chain(&op.writes).copied();
+            let used: BTreeSet<BufferId> = of_tasks.chain(stated).collect();
+            used.into_iter().collect()
+        })
+        .collect()
+    }
+
+    /// Buffers that are read when the step is over.
+    pub fn results(&self) -> Vec<BufferId> {
+        let backward = self.roles.backward.iter().flat_map(|roles| {
+            [
+                roles.token_gradient,
+                roles.gate_gradient,
+                roles.expert_gradient,
+                roles.score_gradient,
+            ]
+        });
+        [self.roles.output].into_iter().chain(backward).collect()
+    }
 }
 
 impl Lowering<'_> {
@@ -171,7 +226,7 @@ impl Lowering<'_> {
             Elementwise::Activation => Ok(self.activation(op)),
             Elementwise::ActivationGradient => Ok(self.activation_gradient(op)),
             Elementwise::StrideCopy => self.stride_copy(id, op),
-            Elementwise::Gather => Ok(self.gather_blocks(op)),
+            Elementwise::Gather => self.gather_blocks(op),
             Elementwise::Repeat { copies } => Ok(self.repeat(op, copies as usize, true)),
             Elementwise::LocalSum { copies } => Ok(self.repeat(op, copies as usize, false)),
         }

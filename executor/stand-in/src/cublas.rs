@@ -1,7 +1,8 @@
 //! The symbols of `libcublas.so` that the backend calls: a product is enqueued on the handle's stream and
-//! computed as the interface defines it, column-major, by naive loops. fp32 only.
+//! computed as the interface defines it, column-major, by naive loops that sum in fp32.
 
 use crate::machine::{self, code};
+use half::{bf16, f16};
 use moeplan_kernels::host::Allocation;
 use std::ffi::{c_int, c_longlong, c_void};
 
@@ -10,7 +11,67 @@ const INVALID_VALUE: c_int = 7;
 const EXECUTION_FAILED: c_int = 13;
 const NOT_SUPPORTED: c_int = 15;
 const TRANSPOSED: c_int = 1;
-const FLOAT: c_int = 0;
+/// `CUBLAS_COMPUTE_32F_FAST_TF32`.
+const FAST_TF32: c_int = 77;
+
+/// Number type of a matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Number {
+    F32,
+    F16,
+    Bf16,
+    /// fp32 in memory, 10 bits of mantissa in a product.
+    Tf32,
+}
+
+impl Number {
+    fn new(kind: c_int, compute: c_int) -> Option<Number> {
+        match kind {
+            0 if compute == FAST_TF32 => Some(Number::Tf32),
+            0 => Some(Number::F32),
+            2 => Some(Number::F16),
+            14 => Some(Number::Bf16),
+            _ => None,
+        }
+    }
+
+    fn bytes(self) -> u64 {
+        match self {
+            Number::F32 | Number::Tf32 => 4,
+            Number::F16 | Number::Bf16 => 2,
+        }
+    }
+
+    /// # Safety
+    /// A live element of this type.
+    unsafe fn load(self, at: u64) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self {
+                Number::F32 => *(at as *const f32),
+                Number::Tf32 => {
+                    let bits = (at as *const f32).read().to_bits();
+                    f32::from_bits((bits + 0x1000) & !0x1fff)
+                }
+                Number::F16 => (*(at as *const f16)).to_f32(),
+                Number::Bf16 => (*(at as *const bf16)).to_f32(),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Number::load`].
+    unsafe fn store(self, at: u64, value: f32) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self {
+                Number::F32 | Number::Tf32 => *(at as *mut f32) = value,
+                Number::F16 => *(at as *mut f16) = f16::from_f32(value),
+                Number::Bf16 => *(at as *mut bf16) = bf16::from_f32(value),
+            }
+        }
+    }
+}
 
 /// A handle: its stream.
 pub struct Handle(u64);
@@ -43,27 +104,27 @@ struct Matrix {
     leading: u64,
     transposed: bool,
     batch_stride: i64,
+    number: Number,
 }
 
 impl Matrix {
-    fn at(&self, batch: u64, row: u64, column: u64) -> *mut f32 {
+    fn at(&self, batch: u64, row: u64, column: u64) -> u64 {
         let (row, column) = if self.transposed {
             (column, row)
         } else {
             (row, column)
         };
         let offset = (column * self.leading + row) as i64 + self.batch_stride * batch as i64;
-        (self.first as i64 + 4 * offset) as *mut f32
+        (self.first as i64 + self.number.bytes() as i64 * offset) as u64
     }
 
     /// Whether all of a (rows, columns) matrix lies in one allocation, and its leading dimension is legal.
     fn fits(&self, batches: u64, rows: u64, columns: u64, allocations: &[Allocation]) -> bool {
         let stored_rows = if self.transposed { columns } else { rows };
-        let inside = |at: *mut f32| {
-            let at = at as u64;
+        let inside = |at: u64| {
             allocations
                 .iter()
-                .any(|a| at >= a.first && at + 4 <= a.first + a.bytes)
+                .any(|a| at >= a.first && at + self.number.bytes() <= a.first + a.bytes)
         };
         let corners = (0..batches).all(|batch| {
             inside(self.at(batch, 0, 0)) && inside(self.at(batch, rows - 1, columns - 1))
@@ -96,12 +157,13 @@ pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
     c_leading: c_int,
     c_stride: c_longlong,
     batches: c_int,
-    _compute: c_int,
+    compute: c_int,
     _algorithm: c_int,
 ) -> c_int {
-    if [a_type, b_type, c_type] != [FLOAT; 3] {
-        return NOT_SUPPORTED;
-    }
+    let number = match Number::new(a_type, compute) {
+        Some(number) if [b_type, c_type] == [a_type; 2] => number,
+        _ => return NOT_SUPPORTED,
+    };
     if m < 1 || n < 1 || k < 1 || batches < 1 {
         return INVALID_VALUE;
     }
@@ -111,6 +173,7 @@ pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
         leading: leading as u64,
         transposed: operation == TRANSPOSED,
         batch_stride,
+        number,
     };
     let (a, b) = (
         matrix(a, a_leading, a_operation, a_stride),
@@ -132,12 +195,18 @@ pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
                 for column in 0..n {
                     // SAFETY: every element lies between corners that lie in live allocations.
                     unsafe {
-                        let sum: f32 = (0..k)
-                            .map(|i| *a.at(batch, row, i) * *b.at(batch, i, column))
-                            .sum();
+                        let term = |i: u64| {
+                            number.load(a.at(batch, row, i)) * number.load(b.at(batch, i, column))
+                        };
+                        let sum: f32 = (0..k).map(term).sum();
                         let out = c.at(batch, row, column);
-                        // With beta = 0 the old value is not read, even if it is NaN.
-                        *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
+                        // With beta = 0 the old value is not read, even if it is NaN; C is not rounded to TF32.
+                        let old = match (beta == 0.0, number) {
+                            (true, _) => 0.0,
+                            (false, Number::Tf32) => beta * Number::F32.load(out),
+                            (false, _) => beta * number.load(out),
+                        };
+                        number.store(out, alpha * sum + old);
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! A program that states other bytes than its run touches is told from one that does not.
 
-use crate::common::{layer, plan};
+use crate::fixture::{layer, plan};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Routing as Counts, Source, compile};

@@ -1,6 +1,6 @@
 //! What does not fit is told in one line.
 
-use crate::common::{layer, plan, run};
+use crate::fixture::{layer, plan, run};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing};
 use moeplan_traces::TokenStep;

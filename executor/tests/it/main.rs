@@ -3,7 +3,8 @@
 
 mod audit;
 mod bad_input;
-mod common;
+#[path = "../fixture/mod.rs"]
+mod fixture;
 mod memory;
 mod oracle;
 mod strategies;

@@ -1,48 +1,12 @@
 //! Outputs and all gradients against the definitions; the definitions against finite differences.
 
-use crate::common::{Case, layer, plan, relative, run, wide};
+use crate::fixture::{agree, layer, plan, run};
 use moeplan_executor::cpu::Cpu;
-use moeplan_executor::oracle::{CosineGate, Oracle, layer as oracle};
-use moeplan_executor::{ExpertWeights, Inputs, RankOutputs, Routing};
+use moeplan_executor::oracle::{CosineGate, layer as oracle};
+use moeplan_executor::{Inputs, Routing};
 use moeplan_sim::compile::Plan;
 use moeplan_sim::spec::{Encode, Padding, ResolvedLayer};
 use moeplan_traces::{RoutingSpec, Shape, TokenStep};
-
-/// Asserts that a run is the oracle's, to `tolerance` of the norm of each tensor over all ranks or
-/// experts.
-pub(crate) fn agree(case: &Case, oracle: &Oracle, tolerance: f64) {
-    let check = |what: &str, ours: Vec<&Vec<f32>>, theirs: Vec<&Vec<f64>>| {
-        let ours = ours.into_iter().flat_map(|values| wide(values));
-        let error = relative(ours, theirs.into_iter().flatten().copied());
-        assert!(error <= tolerance, "{what}: {error:e}");
-    };
-    let ranks = &case.ran.ranks;
-    let of = |part: fn(&RankOutputs) -> &Vec<f32>| ranks.iter().map(part).collect();
-    check(
-        "output",
-        of(|rank| &rank.output),
-        oracle.output.iter().collect(),
-    );
-    let scores = ranks.iter().map(|rank| &rank.assignment.scores);
-    check("scores", scores.collect(), oracle.factors.iter().collect());
-    let tokens = oracle.token_gradient.iter().collect();
-    check("token gradient", of(|rank| &rank.token_gradient), tokens);
-    let gates = oracle.gate_gradient.iter().collect();
-    check("gate gradient", of(|rank| &rank.gate_gradient), gates);
-    let losses: Vec<f32> = ranks.iter().map(|rank| rank.balance_loss).collect();
-    check("balance loss", vec![&losses], vec![&oracle.balance_loss]);
-    let parts: [fn(&ExpertWeights) -> &Vec<f32>; 4] =
-        [|e| &e.up, |e| &e.up_bias, |e| &e.down, |e| &e.down_bias];
-    for (index, part) in parts.into_iter().enumerate() {
-        let theirs = oracle.expert_gradients.iter().map(|expert| &expert[index]);
-        let what = format!("gradient of {}", ["W1", "b1", "W2", "b2"][index]);
-        check(
-            &what,
-            case.ran.expert_gradients.iter().map(part).collect(),
-            theirs.collect(),
-        );
-    }
-}
 
 fn holds(layer: &ResolvedLayer, gpus_per_node: u64, plan: Plan, inputs: &Inputs) {
     let case = run(layer, gpus_per_node, plan, inputs, &mut Cpu::new()).unwrap();
@@ -80,6 +44,16 @@ fn batch_prioritized_routing_drops_the_least_certain_tokens() {
     let mut inputs = Inputs::random(&layer, 4, Routing::Gate);
     inputs.prioritized = true;
     holds(&layer, 2, plan(), &inputs);
+}
+
+#[test]
+fn noise_changes_what_the_gate_chooses() {
+    let layer = layer(2, 40, (8, 16), 4, 2, 0.0);
+    let quiet = Inputs::random(&layer, 4, Routing::Gate);
+    let noisy = quiet.clone().with_gate_noise(&layer, 9, 8.0);
+    let chosen = |inputs: &Inputs| oracle(&layer, inputs, 99).ids;
+    assert_ne!(chosen(&quiet), chosen(&noisy));
+    holds(&layer, 2, plan(), &noisy);
 }
 
 #[test]

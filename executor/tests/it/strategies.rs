@@ -1,7 +1,6 @@
 //! Strategies change where and when, never what.
 
-use crate::common::{layer, plan, relative, run, wide};
-use crate::oracle::agree;
+use crate::fixture::{agree, layer, plan, relative, run, wide};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::oracle::layer as oracle;
 use moeplan_executor::{Executed, Inputs, Routing};

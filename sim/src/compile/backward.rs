@@ -253,24 +253,28 @@ impl Chain<'_> {
             &[output_gradient, saved.weights],
             &[hidden_gradient],
         );
-        if blocks_apart {
-            // The blocks of one expert are not adjacent: a product that sums over all of them
-            // gathers both factors first.
-            builder.push(
-                compute,
-                pass(Elementwise::Gather, d),
-                &[output_gradient],
-                &[output_gradient],
-            );
-            builder.push(
-                compute,
-                pass(Elementwise::Gather, h),
-                &activation,
-                &activation,
-            );
-        }
-        let mut reads = vec![output_gradient];
-        reads.extend(&activation);
+        // Where the blocks of one expert are apart, a product that sums over all of them gathers both factors first.
+        let factors = |builder: &mut ProgramBuilder, parts: [(&str, &[BufferId], u64); 2]| {
+            if !blocks_apart {
+                return parts.map(|(_, reads, _)| reads.to_vec()).concat();
+            }
+            parts
+                .map(|(name, reads, channels)| {
+                    let name = format!("gathered {name} {chunk}");
+                    let gathered = builder.buffer(name, shapes.bytes(&rows, channels));
+                    let kind = pass(Elementwise::Gather, channels);
+                    builder.push(compute, kind, reads, &[gathered]);
+                    gathered
+                })
+                .to_vec()
+        };
+        let reads = factors(
+            builder,
+            [
+                ("expert output gradient", &[output_gradient], d),
+                ("hidden", &activation, h),
+            ],
+        );
         builder.push(
             compute,
             gemm(Expert::Down, Gradient::Weight),
@@ -291,17 +295,13 @@ impl Chain<'_> {
             &[hidden_gradient],
             &[full_gradient],
         );
-        if blocks_apart {
-            builder.push(
-                compute,
-                pass(Elementwise::Gather, h),
-                &[hidden_gradient],
-                &[hidden_gradient],
-            );
-            builder.push(compute, pass(Elementwise::Gather, d), &input, &input);
-        }
-        let mut reads = vec![hidden_gradient];
-        reads.extend(&input);
+        let reads = factors(
+            builder,
+            [
+                ("hidden gradient", &[hidden_gradient], h),
+                ("expert input", &input, d),
+            ],
+        );
         builder.push(
             compute,
             gemm(Expert::Up, Gradient::Weight),

@@ -5,7 +5,7 @@ use super::gemm_table::GemmTable;
 use super::nccl::{CollectiveKind, Nccl};
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice};
-use crate::engine::Contention;
+use crate::engine::Concurrency;
 use crate::hardware::Hardware;
 use crate::ir::{Pass, Program, Scope, Work};
 use crate::units::Time;
@@ -110,7 +110,10 @@ impl CostModel for Analytic {
         self.host_launch
     }
 
-    fn contention(&self) -> &Contention {
-        &self.hardware.gpu.contention
+    fn concurrency(&self) -> Concurrency<'_> {
+        Concurrency {
+            contention: &self.hardware.gpu.contention,
+            kernels_keep_collectives_out: true,
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice, Wire};
-use crate::engine::{Contention, PricedOp, Resource};
+use crate::engine::{Concurrency, Contention, PricedOp, Resource};
 use crate::hardware::{CpuParams, GemmTerms};
 use crate::ir::{
     Elementwise, Expert, ExpertRows, Gradient, Op, OpKind, Pass, PerRank, Program, Scope, Traffic,
@@ -420,8 +420,12 @@ impl CostModel for CpuModel {
         Time::ZERO
     }
 
-    fn contention(&self) -> &Contention {
-        &self.contention
+    fn concurrency(&self) -> Concurrency<'_> {
+        // A rank's streams are threads of their own.
+        Concurrency {
+            contention: &self.contention,
+            kernels_keep_collectives_out: false,
+        }
     }
 }
 
@@ -471,7 +475,7 @@ mod tests {
 
     #[test]
     fn streams_that_share_a_core_gain_nothing_from_overlap() {
-        assert_eq!(model(2, 4).contention().gemm_beside_nic, 0.5);
-        assert_eq!(model(8, 4).contention().gemm_beside_nic, 1.0);
+        assert_eq!(model(2, 4).concurrency().contention.gemm_beside_nic, 0.5);
+        assert_eq!(model(8, 4).concurrency().contention.gemm_beside_nic, 1.0);
     }
 }

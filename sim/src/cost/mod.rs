@@ -13,7 +13,7 @@ mod power_law;
 pub mod price;
 pub mod provenance;
 
-use crate::engine::{Contention, PricedOp};
+use crate::engine::{Concurrency, PricedOp};
 use crate::hardware::Hardware;
 use crate::ir::{Op, PerRank, Program, Scope, Traffic, Transport, Work};
 use crate::units::Time;
@@ -86,8 +86,8 @@ pub trait CostModel: Sync {
     /// Time the host needs to issue one kernel, or a collective as a whole.
     fn host_launch(&self) -> Time;
 
-    /// How kernels and collectives slow each other down.
-    fn contention(&self) -> &Contention;
+    /// How kernels and collectives of one rank share it.
+    fn concurrency(&self) -> Concurrency<'_>;
 
     /// The price of an operation as a whole, where its kernels and collectives alone do not make it.
     fn operation(&self, _program: &Program, _op: &Op) -> Option<PricedOp> {

@@ -8,4 +8,4 @@ mod queue;
 mod run;
 
 pub use queue::EventQueue;
-pub use run::{Contention, PricedOp, Resource, RunStats, run};
+pub use run::{Concurrency, Contention, PricedOp, Resource, RunStats, run};

@@ -51,6 +51,21 @@ pub struct Contention {
     pub nvlink_beside_kernel: f64,
 }
 
+/// How operations of one rank that could run at once share it.
+#[derive(Debug, Clone, Copy)]
+pub struct Concurrency<'a> {
+    /// How they slow each other down.
+    pub contention: &'a Contention,
+    /// Whether a running kernel keeps collectives out, as it does on a GPU.
+    ///
+    /// A GPU places thread blocks in order of arrival: blocks of a later launch start when all of
+    /// an earlier one are placed, near its end (the "leftover" policy: Amert et al., RTSS 2017;
+    /// Gilman and Walls, Performance Evaluation 2021). A collective has few blocks and leaves room
+    /// for a kernel that comes later; a kernel leaves none for a collective. So an All-to-All of
+    /// four launches (2DH) waits up to four times where a linear one waits once.
+    pub kernels_keep_collectives_out: bool,
+}
+
 /// Fixed-point unit of rates: an operation that runs undisturbed progresses at `FULL_RATE` per ps.
 const FULL_RATE: u64 = 1024;
 
@@ -126,7 +141,7 @@ const STREAMS: usize = 2;
 struct Run<'a> {
     program: &'a Program,
     priced: &'a [PricedOp],
-    contention: &'a Contention,
+    concurrency: Concurrency<'a>,
     rows: usize,
     /// Operations of each stream in issue order.
     order: [Vec<OpId>; STREAMS],
@@ -152,11 +167,11 @@ struct Run<'a> {
 pub fn run(
     program: &Program,
     priced: &[PricedOp],
-    contention: &Contention,
+    concurrency: Concurrency<'_>,
 ) -> (Timeline, RunStats) {
     let alike = priced.iter().all(|op| op.alone.is_same());
     let rows = if alike { 1 } else { program.world_size };
-    let mut run = Run::new(program, priced, contention, rows);
+    let mut run = Run::new(program, priced, concurrency, rows);
     run.play();
     let stats = RunStats { rows, ..run.stats };
     (
@@ -176,7 +191,7 @@ impl<'a> Run<'a> {
     fn new(
         program: &'a Program,
         priced: &'a [PricedOp],
-        contention: &'a Contention,
+        concurrency: Concurrency<'a>,
         rows: usize,
     ) -> Self {
         let ops = program.ops.len();
@@ -228,7 +243,7 @@ impl<'a> Run<'a> {
         Run {
             program,
             priced,
-            contention,
+            concurrency,
             rows,
             order,
             successors,
@@ -395,15 +410,10 @@ impl<'a> Run<'a> {
     }
 
     /// Whether a kernel runs on the other stream of `row`, and so fills the GPU.
-    ///
-    /// The GPU places thread blocks in order of arrival: blocks of a later launch start when all of
-    /// an earlier one are placed, near its end (the "leftover" policy: Amert et al., RTSS 2017;
-    /// Gilman and Walls, Performance Evaluation 2021). A collective has few blocks and leaves room
-    /// for a kernel that comes later; a kernel leaves none for a collective. So an All-to-All of
-    /// four launches (2DH) waits up to four times where a linear one waits once.
     fn kept_out(&self, row: usize, stream: usize) -> bool {
         let lane = &self.lanes[row][1 - stream];
-        lane.head == Head::Running
+        self.concurrency.kernels_keep_collectives_out
+            && lane.head == Head::Running
             && self.scopes[self.order[1 - stream][lane.next].index()].is_none()
     }
 
@@ -415,7 +425,9 @@ impl<'a> Run<'a> {
                 .then(|| run.priced[run.order[stream][lane.next].index()].resource)
         };
         let rates = match (running(self, 0), running(self, 1)) {
-            (Some(compute), Some(communication)) => self.contention.rates(compute, communication),
+            (Some(compute), Some(communication)) => {
+                self.concurrency.contention.rates(compute, communication)
+            }
             _ => (FULL_RATE, FULL_RATE),
         };
         for (stream, rate) in [(0, rates.0), (1, rates.1)] {

@@ -118,13 +118,14 @@ impl OpKind {
                 let (copies, slots, d) = (*copies.get(rank), *slots.get(rank), *model_dim);
                 let tec = tokens * slots;
                 match (encode, pass) {
-                    // Mask (T,E,C) from the combine weights: bool (1/4) and back to numbers, then
-                    // einsum("TEC,TM->ECM").
-                    (Encode::Dense, Pass::Forward) => vec![
-                        memory(tec * 5 / 4),
-                        memory(tec * 5 / 4),
-                        gemm(slots, d, *tokens),
-                    ],
+                    // Mask (T,E,C) from the combine weights: to a boolean of one byte and back to
+                    // numbers, then einsum("TEC,TM->ECM").
+                    (Encode::Dense, Pass::Forward) => {
+                        let to_boolean = Work::Memory {
+                            bytes: tec.saturating_mul(dtype.bytes() + 1),
+                        };
+                        vec![to_boolean, to_boolean, gemm(slots, d, *tokens)]
+                    }
                     (Encode::Dense, Pass::Backward) => vec![gemm(*tokens, d, slots)],
                     // Zero fill, then K0: a row read and a row written per copy.
                     (Encode::Sparse, Pass::Forward) => {

@@ -137,7 +137,7 @@ pub fn step(run_of: &ModelRun<'_>, variant: &Variant) -> Result<ModelStep, SpecE
         shard_states: run_of.shard_states,
     })?;
     let priced = price(&program, run_of.prices);
-    let (timeline, _) = run(&program, &priced, run_of.prices.contention());
+    let (timeline, _) = run(&program, &priced, run_of.prices.concurrency());
     let spans = timeline.rank(timeline.slowest_rank());
     let played = timeline.step_time();
     let nodes = run_of.gpus / run_of.gpus_per_node;

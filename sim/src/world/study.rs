@@ -1,7 +1,7 @@
 //! Many draws of one step.
 
 use super::{Disturbances, Percentiles};
-use crate::engine::{Contention, PricedOp, run};
+use crate::engine::{Concurrency, PricedOp, run};
 use crate::ir::Program;
 use crate::spec::SpecError;
 use crate::units::Time;
@@ -28,13 +28,13 @@ pub struct WorldStep {
 pub fn study(
     program: &Program,
     priced: &[PricedOp],
-    contention: &Contention,
+    concurrency: Concurrency<'_>,
     disturbances: &Disturbances,
     draws: usize,
     seed: u64,
 ) -> Result<WorldStep, SpecError> {
     disturbances.check()?;
-    let calm = run(program, priced, contention).0.step_time();
+    let calm = run(program, priced, concurrency).0.step_time();
     let played: Vec<(f64, bool)> = (0..draws)
         .into_par_iter()
         .map(|index| {
@@ -43,7 +43,7 @@ pub fn study(
                 return (calm.as_ms_f64(), true);
             }
             let priced = draw.apply(program, priced);
-            let time = run(program, &priced, contention).0.step_time();
+            let time = run(program, &priced, concurrency).0.step_time();
             (time.as_ms_f64(), false)
         })
         .collect();
@@ -91,7 +91,7 @@ mod tests {
     fn check(disturbances: &Disturbances, draws: usize) -> WorldStep {
         let model = Analytic::new(&builtin("nd-a100-v4-80gb").unwrap()).unwrap();
         let trace = step(&model);
-        let contention = model.contention();
+        let contention = model.concurrency();
         study(
             &trace.program,
             &trace.priced,

@@ -115,9 +115,9 @@ fn measure(case: &Case, round: usize) -> Result<Sample, Error> {
     let routing = case.routing()?;
     let tokens = tokens_of(&routing)?;
     let program = case.program(&routing).map_err(|error| refused(&error))?;
-    machine::check_memory(&program, &case.layer)?;
-    let inputs = Inputs::random(&case.layer, round as u64, Routed::Forced(tokens.clone()));
     let mut backend = Cpu::new();
+    machine::check_memory(&backend, &program, &case.layer)?;
+    let inputs = Inputs::random(&case.layer, round as u64, Routed::Forced(tokens.clone()));
     execute(&program, &case.layer, &mut backend, &inputs, &tokens)?;
     let ran = execute(&program, &case.layer, &mut backend, &inputs, &tokens)?;
     let mean = |ranks: &Vec<moeplan_sim::units::Time>| {
@@ -325,8 +325,8 @@ fn sharing(params: &mut CpuParams, measured: &[Measured]) {
         let ranks = case.program.world_size;
         let model = CpuModel::new(params, ranks as u64);
         let priced = price(&case.program, &model);
-        let contention = moeplan_sim::cost::CostModel::contention(&model);
-        let (timeline, _) = run(&case.program, &priced, contention);
+        let concurrency = moeplan_sim::cost::CostModel::concurrency(&model);
+        let (timeline, _) = run(&case.program, &priced, concurrency);
         let ours = timeline.step_time().as_secs_f64() * 1e6;
         by_ranks
             .entry(ranks)
@@ -367,7 +367,7 @@ pub fn to_toml(calibration: &Calibration) -> Result<String, Error> {
         step_time,
     } = calibration.spread;
     let (processor, cores) = (machine::processor(), calibration.params.cores);
-    let memory = machine::memory_bytes() as f64 / (1u64 << 30) as f64;
+    let memory = machine::memory_bytes(&Cpu::new()) as f64 / (1u64 << 30) as f64;
     Ok(format!(
         "# Measured by `moeplan calibrate` through the CPU executor: {cases} steps, medians of {rounds} rounds, \
          which differ by {:.0} % of the step time (median over the steps).\n\

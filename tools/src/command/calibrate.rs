@@ -1,10 +1,10 @@
 //! `calibrate`: this machine as a hardware file.
 
 use crate::calibrate::{calibrate, to_toml};
-use crate::cli::CalibrateArgs;
-use crate::error::{Error, Exit, Place};
+use crate::error::{Error, Exit};
 use crate::output::Answer;
 use crate::output::numbers::percent;
+use crate::resolve::Given;
 use crate::session::Session;
 use crate::settings::BackendKind;
 use moeplan_sim::hardware::Hardware;
@@ -15,12 +15,20 @@ use serde_json::json;
 ///
 /// # Errors
 /// A machine that refuses, or files that cannot be written.
-pub fn run(args: &CalibrateArgs, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
-    crate::machine::backend(args.backend.unwrap_or(BackendKind::Cpu))?;
-    let rounds = args.repeats.unwrap_or(7);
+pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
+    let settings = given.flags.calibrate.over(&given.file.calibrate);
+    let place = |field| given.place(&["calibrate"], None, field);
+    let kind = settings.backend.unwrap_or_default();
+    crate::machine::backend(kind, true)?;
+    if kind == BackendKind::Cuda {
+        let message = "expected cpu, found cuda: a GPU's prices are its preset's and --gemm-table's, and `moeplan \
+                       validate executor --backend cuda` holds them against the GPU";
+        return Err(Error::input(place("backend"), message));
+    }
+    let rounds = settings.repeats.unwrap_or(7);
     if !(1..=1000).contains(&rounds) {
         let message = format!("expected 1 to 1000, found {rounds}");
-        return Err(Error::input(Place::flag("--repeats"), message));
+        return Err(Error::input(place("repeats"), message));
     }
     let partial = session.output.file.as_ref().map(|path| {
         let mut name = path.clone().into_os_string();

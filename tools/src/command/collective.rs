@@ -261,7 +261,7 @@ fn exchange(collective: &Collective, model: &Analytic) -> Result<Priced, Error> 
     };
     let program = all_to_all(collective.algorithm, &payload, world, node);
     let priced = price(&program, model);
-    let (timeline, _) = engine::run(&program, &priced, model.contention());
+    let (timeline, _) = engine::run(&program, &priced, model.concurrency());
     // As in nccl-tests: from the start of the first kernel, not from its launch.
     let started = (0..timeline.rows())
         .filter_map(|rank| timeline.rank(rank).first().map(|span| span.start))

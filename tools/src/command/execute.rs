@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::settings::Study;
 use crate::summary::RunSummary;
 use moeplan_executor::assign::tokens_of;
-use moeplan_executor::{Inputs, Routing as Routed, tokens_of_step};
+use moeplan_executor::{Backend, Inputs, Routing as Routed, tokens_of_step};
 use moeplan_sim::compile::{Routing, Source, compile};
 use moeplan_sim::policy::{Decided, Runner};
 use moeplan_sim::simulate::{Scenario, Trace, measured_step};
@@ -84,12 +84,15 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let kind = resolved.study.execute.backend.unwrap_or_default();
-    let mut backend = machine::backend(kind)?;
+    let mut backend = machine::backend(kind, resolved.study.execute.ranks_apart)?;
     let repeats = repeats(given, &resolved)?;
     let dtype = resolved.layer(0).spec.dtype;
-    if dtype != DType::Fp32 {
+    if !backend.dtypes().contains(&dtype) {
         let place = given.place(&["layer"], None, "dtype");
-        let message = format!("expected fp32, which the CPU backend computes in, found {dtype}");
+        let names: Vec<&str> = backend.dtypes().iter().map(|dtype| dtype.name()).collect();
+        let (names, name) = (names.join(", "), backend.name());
+        let message =
+            format!("expected {names}, which the {name} backend computes in, found {dtype}");
         return Err(Error::input(place, message));
     }
     let routing = &resolved.study.routing;
@@ -116,12 +119,12 @@ pub fn run(
     let steps = resolved.routing.len();
     let name = backend.name();
     let mut recorded = resolved.clone();
-    recorded.hardware.description = this_machine(name);
+    recorded.hardware.description = this_machine(&*backend);
     let mut recorder = Recorder::new("execute", &recorded, true, sinks(&recorded)?);
     recorder.start(std::slice::from_ref(&run.planned))?;
     let progress = session.progress(steps as u64);
     let mut interrupted = false;
-    check_inputs(&resolved)?;
+    check_inputs(&*backend, &resolved)?;
     let mut inputs = Inputs::random(resolved.layer(0), resolved.seed, Routed::Gate);
     for index in 0..steps {
         let layer = resolved.layer(index);
@@ -155,7 +158,7 @@ pub fn run(
             phase: resolved.phase,
         };
         let program = compile(source).map_err(|error| refused(&error))?;
-        machine::check_memory(&program, layer)?;
+        machine::check_memory(&*backend, &program, layer)?;
         let ran = machine::repeat(&mut *backend, &program, layer, &inputs, &tokens, repeats)?;
         let timeline = &ran.median.timeline;
         let mut step = measured_step(&scenario, plan, &load, &program, timeline);
@@ -216,9 +219,9 @@ pub fn run(
     if let Some((_, trace)) = longest {
         return Ok((Answer::document(trace), exit));
     }
-    resolved.hardware.description = this_machine(name);
+    resolved.hardware.description = this_machine(&*backend);
     let per_step = resolved.study.report.per_step;
-    let memory = machine::memory_bytes();
+    let memory = machine::memory_bytes(&*backend);
     let summary = RunSummary::new(&run, resolved.layer(0), memory, &resolved.routing, per_step);
     let runs: Vec<RunSummary> = summary.into_iter().collect();
     let spread = summed(&run.planned.strategy.name, &spread, &audit);
@@ -229,6 +232,7 @@ pub fn run(
         seed: resolved.seed,
         body: [
             ("backend".to_owned(), to_json(&name)?),
+            ("place".to_owned(), to_json(&backend.place())?),
             ("routing".to_owned(), to_json(&resolved.routing.describe())?),
             ("interrupted".to_owned(), to_json(&interrupted)?),
             ("runs".to_owned(), to_json(&runs)?),
@@ -242,11 +246,13 @@ pub fn run(
     Ok((answer, exit))
 }
 
-fn this_machine(backend: &str) -> String {
+fn this_machine(backend: &dyn Backend) -> String {
     format!(
-        "this machine ({}, {} cores), {backend} backend: ranks as threads",
+        "this machine ({}, {} cores), {} backend: {}",
         machine::processor(),
-        machine::cores()
+        machine::cores(),
+        backend.name(),
+        backend.place()
     )
 }
 
@@ -263,11 +269,11 @@ fn repeats(given: &Given, resolved: &Resolved) -> Result<usize, Error> {
 }
 
 /// Fails before anything is drawn where the layer alone is too large.
-fn check_inputs(resolved: &Resolved) -> Result<(), Error> {
+fn check_inputs(backend: &dyn Backend, resolved: &Resolved) -> Result<(), Error> {
     let layer = resolved.layer(0);
     let world = layer.world_size as usize;
     let empty = moeplan_sim::ir::ProgramBuilder::new(world, world, DType::Fp32).finish();
-    machine::check_memory(&empty, layer)
+    machine::check_memory(backend, &empty, layer)
 }
 
 fn summed(

@@ -134,7 +134,7 @@ fn disturbed(
     study(
         &trace.program,
         &trace.priced,
-        model.contention(),
+        model.concurrency(),
         disturbances,
         draws,
         resolved.seed,

@@ -1,9 +1,10 @@
 //! `validate`: published and measured figures beside ours.
 
-use crate::cli::ValidateArgs;
 use crate::error::{Error, Exit};
 use crate::output::{self, Answer, validation};
+use crate::resolve::{Given, cluster, is_default};
 use crate::session::Session;
+use crate::settings::ValidateSettings;
 use crate::validate::lab::Lab;
 use crate::validate::record::{self, Entry, Worse};
 use crate::validate::tables::{Accuracy, TableKind, compare, summarise};
@@ -21,18 +22,22 @@ const KNOWN_TABLES: [(&str, TableKind); 4] = [
     ("a100_moe_ffn_vllm_0.14.0.csv", TableKind::MoeFfn),
 ];
 
-/// Runs `validate` on `cluster`: its name and constants.
+/// Runs `validate`.
 ///
 /// # Errors
 /// A table that cannot be read, a report that cannot be written.
-pub fn run(
-    args: &ValidateArgs,
-    cluster: (String, Hardware),
-    session: &mut Session<'_>,
-) -> Result<(Answer, Exit), Error> {
-    match (&args.table, args.kind) {
+pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
+    let settings = given.flags.validate.over(&given.file.validate);
+    let cluster = cluster(given)?;
+    let half = |field, other: &str| {
+        let message = format!("expected it together with {other}, found it alone");
+        Error::input(given.place(&["validate"], None, field), message)
+    };
+    match (&settings.table, settings.kind) {
         (Some(path), Some(kind)) => table(path, kind, &cluster),
-        (None, _) | (_, None) => published_cases(args, &cluster, session),
+        (Some(_), None) => Err(half("table", "--kind")),
+        (None, Some(_)) => Err(half("kind", "--table")),
+        (None, None) => published_cases(&settings, &cluster, is_default(given), session),
     }
 }
 
@@ -55,8 +60,9 @@ fn table(
 }
 
 fn published_cases(
-    args: &ValidateArgs,
+    args: &ValidateSettings,
     cluster: &(String, Hardware),
+    is_default: bool,
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let lab = Lab::new(cluster.1.clone())?;
@@ -71,9 +77,9 @@ fn published_cases(
     let recorded =
         record::recorded().map_err(|error| Error::Unexpected(format!("the record: {error}")))?;
     // The record is of the default cluster; on another one there is nothing to be worse than.
-    let worse = match args.cluster {
-        None => record::worse(&now, &recorded),
-        Some(_) => Vec::new(),
+    let worse = match is_default {
+        true => record::worse(&now, &recorded),
+        false => Vec::new(),
     };
     if let Some(path) = &args.record {
         let text = record::to_csv(&with_recorded_tables(&now, &recorded))

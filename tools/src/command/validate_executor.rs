@@ -1,16 +1,17 @@
 //! `validate executor`: the simulator of this machine against this machine.
 
 use crate::calibrate::calibrate;
-use crate::cli::ValidateArgs;
 use crate::error::{Error, Exit, Place};
 use crate::machine;
 use crate::output::Answer;
 use crate::output::numbers::{percent, time};
 use crate::output::table::Grid;
+use crate::resolve::{Given, cluster, is_default};
 use crate::session::Session;
 use crate::settings::BackendKind;
-use crate::validate::executor::{Case, Setting, Summary, cases, summarise};
-use moeplan_sim::hardware::Hardware;
+use crate::validate::executor::{Case, Setting, Sizes, Summary, cases, summarise};
+use crate::validate::predict::Constants;
+use moeplan_sim::cost::analytic::Analytic;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -21,54 +22,51 @@ const GOAL_PICKS: f64 = 0.9;
 /// Rounds of a calibration made on the way.
 const ROUNDS: usize = 5;
 
-/// Runs `validate executor`; calibrates first where no hardware file of this machine is given.
+/// Runs `validate executor`. On the CPU it calibrates first where no hardware file of this machine is given.
 ///
 /// # Errors
 /// A missing part of the machine, a file of another kind of machine, or a run that fails.
-pub fn run(
-    args: &ValidateArgs,
-    seed: u64,
-    cluster: Option<(String, Hardware)>,
-    session: &mut Session<'_>,
-) -> Result<(Answer, Exit), Error> {
-    let mut backend = machine::backend(args.execute.backend.unwrap_or(BackendKind::Cpu))?;
-    let (name, params) = match cluster {
-        Some((name, hardware)) => match hardware.cpu {
-            Some(params) => (name, params),
-            None => {
-                let message = format!("expected a file of `moeplan calibrate`, found `{name}`");
-                return Err(Error::input(Place::flag("--cluster"), message));
-            }
-        },
-        None => {
-            session.note("no --cluster: calibrating this machine first");
-            let calibration = calibrate(ROUNDS, None, session)?;
-            if calibration.interrupted {
-                return Err(Error::input(
-                    Place::default(),
-                    "interrupted while calibrating",
-                ));
-            }
-            ("calibrated now".to_owned(), calibration.params)
-        }
-    };
+pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
+    let execute = given.flags.execute.over(&given.file.execute);
+    let validate = given.flags.validate.over(&given.file.validate);
+    let kind = execute.backend.unwrap_or_default();
+    let mut backend = machine::backend(kind, true)?;
     let setting = Setting {
-        ranks: args.execute.ranks.unwrap_or(4),
-        steps: args.steps.unwrap_or(5),
-        repeats: args.execute.repeats.unwrap_or(5).max(1),
-        seed,
+        sizes: Sizes {
+            tokens_per_step: validate.tokens_per_step,
+            model_dim: validate.model_dim,
+            hidden_dim: validate.hidden_dim,
+            dtype: validate.dtype,
+        },
+        ranks: execute.ranks.unwrap_or(4),
+        steps: validate.steps.unwrap_or(5),
+        repeats: execute.repeats.unwrap_or(5).max(1),
+        seed: given.seed(),
     };
     if !(1..=64).contains(&setting.ranks) {
         let message = format!("expected 1 to 64, found {}", setting.ranks);
-        return Err(Error::input(Place::flag("--ranks"), message));
+        let place = given.place(&["execute"], None, "ranks");
+        return Err(Error::input(place, message));
     }
-    let cases = cases(&params, setting, &mut *backend, session)?;
+    let (name, constants) = constants(given, kind, session)?;
+    let cases = cases(&constants, setting, &mut *backend, session)?;
     let summary = summarise(&cases);
-    let (backend, cores) = (backend.name(), machine::cores());
+    let place = format!(
+        "{} backend, {} ({}, {} cores)",
+        backend.name(),
+        backend.place(),
+        machine::processor(),
+        machine::cores()
+    );
     let body: Map<String, Value> = [
         (
             "machine".to_owned(),
-            json!({"processor": machine::processor(), "cores": cores, "backend": backend}),
+            json!({
+                "processor": machine::processor(),
+                "cores": machine::cores(),
+                "backend": backend.name(),
+                "place": backend.place(),
+            }),
         ),
         ("cases".to_owned(), json!(cases)),
         ("summary".to_owned(), json!(summary)),
@@ -83,8 +81,8 @@ pub fn run(
             "steps": setting.steps,
             "repeats": setting.repeats,
         }),
-        seed,
-        text: text(&cases, &summary, setting),
+        seed: setting.seed,
+        text: text(&cases, &summary, setting, &place),
         body,
         rows: "cases",
     };
@@ -96,7 +94,47 @@ pub fn run(
     Ok((answer, exit))
 }
 
-fn text(cases: &[Case], summary: &Summary, setting: Setting) -> String {
+/// What predictions are made with: a file of `moeplan calibrate`, measured now if there is none; or a GPU's constants.
+fn constants(
+    given: &Given,
+    kind: BackendKind,
+    session: &mut Session<'_>,
+) -> Result<(String, Constants), Error> {
+    let wrong = |expected: &str, found: &str| {
+        let message = format!("expected {expected}, found `{found}`");
+        Error::input(Place::flag("--cluster"), message)
+    };
+    let named = !is_default(given);
+    match kind {
+        BackendKind::Cuda => {
+            let (name, hardware) = cluster(given)?;
+            if hardware.cpu.is_some() {
+                return Err(wrong("a cluster of GPUs", &name));
+            }
+            let model = Analytic::new(&hardware)?;
+            Ok((name, Constants::Gpu(Box::new(model))))
+        }
+        BackendKind::Cpu if named => {
+            let (name, hardware) = cluster(given)?;
+            match hardware.cpu {
+                Some(params) => Ok((name, Constants::Cpu(Box::new(params)))),
+                None => Err(wrong("a file of `moeplan calibrate`", &name)),
+            }
+        }
+        BackendKind::Cpu => {
+            session.note("no --cluster: calibrating this machine first");
+            let calibration = calibrate(ROUNDS, None, session)?;
+            if calibration.interrupted {
+                let message = "interrupted while calibrating";
+                return Err(Error::input(Place::default(), message));
+            }
+            let name = "calibrated now".to_owned();
+            Ok((name, Constants::Cpu(Box::new(calibration.params))))
+        }
+    }
+}
+
+fn text(cases: &[Case], summary: &Summary, setting: Setting, place: &str) -> String {
     let mut grid = Grid::new([
         "layer", "step", "strategy", "measured", "spread", "ours", "error",
     ]);
@@ -115,14 +153,12 @@ fn text(cases: &[Case], summary: &Summary, setting: Setting) -> String {
     let verdict = |met: bool| if met { "met" } else { "MISSED" };
     let _ = write!(
         text,
-        "\n{} ranks on this machine ({}, {} cores); {} cases, median of {} repeats, which differ by {} (median)\n\
+        "\n{} ranks, {place}; {} cases, median of {} repeats, which differ by {} (median)\n\
          step time: MAPE {} (goal {}, {}), p95 {}, bias {:+.1} %\n\
          strategies: rank correlation {:.2}, regret of our pick {} on average, within 5 % of the fastest in {} of steps \
          (goal {}, {})\n\
          peak memory: at most {} off (goal 15.0 %, {})\n",
         setting.ranks,
-        machine::processor(),
-        machine::cores(),
         summary.cases,
         setting.repeats,
         percent(summary.spread),
@@ -139,7 +175,7 @@ fn text(cases: &[Case], summary: &Summary, setting: Setting) -> String {
         percent(summary.memory_error_max),
         verdict(summary.memory_error_max <= 0.15),
     );
-    text.push_str("core time by stage, MAPE:");
+    text.push_str("kernels by stage, MAPE:");
     for (stage, error) in &summary.stage_mape {
         let _ = write!(text, " {stage} {}", percent(*error));
     }

@@ -90,6 +90,11 @@ pub fn model(
     let Some(path) = gemm_table else {
         return Ok(model_of(hardware, world_size)?);
     };
+    if hardware.cpu.is_some() {
+        let message = "expected no table of GPU kernels with a cluster of CPU ranks, whose products `moeplan \
+                       calibrate` measured";
+        return Err(Error::input(Place::flag("--gemm-table"), message));
+    }
     let model = Analytic::new(hardware)?;
     let name = path.display().to_string();
     let file = File::open(path).map_err(|source| Error::Read {
@@ -139,14 +144,33 @@ impl Given {
         };
         // Files that a study names lie beside it.
         let beside = |path: &Option<PathBuf>| path.as_deref().map(|path| given.beside(path));
-        let collective = &given.file.collective;
-        let (matrix, table) = (beside(&collective.matrix), beside(&collective.table));
-        let kernel_table = beside(&given.file.kernel.table);
-        let record = beside(&given.file.report.record);
-        given.file.report.record = record;
-        given.file.collective.matrix = matrix;
-        given.file.collective.table = table;
-        given.file.kernel.table = kernel_table;
+        let (collective, validate) = (&given.file.collective, &given.file.validate);
+        let paths = [
+            &collective.matrix,
+            &collective.table,
+            &given.file.kernel.table,
+            &validate.table,
+            &validate.data,
+            &validate.markdown,
+            &validate.record,
+            &given.file.report.record,
+        ];
+        let [
+            matrix,
+            table,
+            kernel_table,
+            measured,
+            data,
+            markdown,
+            record,
+            run_file,
+        ] = paths.map(beside);
+        let file = &mut given.file;
+        (file.collective.matrix, file.collective.table) = (matrix, table);
+        file.kernel.table = kernel_table;
+        (file.validate.table, file.validate.data) = (measured, data);
+        (file.validate.markdown, file.validate.record) = (markdown, record);
+        file.report.record = run_file;
         Ok(given)
     }
 
@@ -309,6 +333,12 @@ fn gemm_table(given: &Given) -> Option<PathBuf> {
 /// A strategy that cannot be read.
 pub fn strategies(given: &Given, defaults: &[Planned]) -> Result<Vec<Planned>, Error> {
     strategies::planned(given, defaults)
+}
+
+/// Whether nobody named a cluster.
+pub fn is_default(given: &Given) -> bool {
+    let (flags, file) = (&given.flags.cluster, &given.file.cluster);
+    flags.preset.is_none() && file.preset.is_none() && file.file.is_none()
 }
 
 /// The cluster's name or file, and its constants.

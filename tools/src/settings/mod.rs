@@ -7,6 +7,7 @@
 mod alone;
 mod dash;
 mod economy;
+mod executor;
 mod export;
 mod plan;
 mod top_k;
@@ -17,6 +18,7 @@ mod whole;
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use dash::{DashSettings, ScreenSize};
 pub use economy::EconomySettings;
+pub use executor::{BackendKind, CalibrateSettings, ExecuteSettings, ValidateSettings};
 pub use export::{ExportFormat, ExportSettings, Ranks};
 pub use plan::{Budget, Duration, PlanSettings};
 pub use top_k::TopK;
@@ -86,6 +88,12 @@ pub struct Study {
     /// `dash`.
     #[serde(skip_serializing_if = "DashSettings::is_empty")]
     pub dash: DashSettings,
+    /// `calibrate`.
+    #[serde(skip_serializing_if = "CalibrateSettings::is_empty")]
+    pub calibrate: CalibrateSettings,
+    /// `validate`.
+    #[serde(skip_serializing_if = "ValidateSettings::is_empty")]
+    pub validate: ValidateSettings,
     /// `collective`.
     pub collective: CollectiveSettings,
     /// `kernel`.
@@ -330,51 +338,6 @@ pub struct BreakdownSettings {
     #[arg(long, value_name = "I", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
-}
-
-/// What runs the ranks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendKind {
-    /// Threads.
-    #[default]
-    Cpu,
-    /// GPUs.
-    Cuda,
-}
-
-/// `[execute]`.
-#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct ExecuteSettings {
-    /// What runs the ranks [default: cpu]
-    #[arg(long, value_name = "BACKEND")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub backend: Option<BackendKind>,
-    /// Ranks on this machine, all of which run the layer together [default: 4]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ranks: Option<u64>,
-    /// Times every step is run; the median is shown [default: 5]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repeats: Option<usize>,
-}
-
-impl ExecuteSettings {
-    /// These settings, and those of `file` where these say nothing.
-    #[must_use]
-    pub fn over(&self, file: &ExecuteSettings) -> ExecuteSettings {
-        ExecuteSettings {
-            backend: self.backend.or(file.backend),
-            ranks: self.ranks.or(file.ranks),
-            repeats: self.repeats.or(file.repeats),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        *self == ExecuteSettings::default()
-    }
 }
 
 /// `[report]`.

@@ -6,14 +6,12 @@ use crate::machine;
 use crate::play::refused;
 use crate::routing::shape_of;
 use crate::session::Session;
+use crate::validate::predict::Constants;
 use moeplan_executor::Backend;
 use moeplan_executor::assign::tokens_of;
 use moeplan_executor::{Inputs, Routing as Routed, execute};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
-use moeplan_sim::cost::cpu::{CpuModel, demand};
-use moeplan_sim::hardware::CpuParams;
 use moeplan_sim::ir::{Program, Stage};
-use moeplan_sim::simulate::{Scenario, simulate_step};
 use moeplan_sim::spec::{
     AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
 };
@@ -82,9 +80,24 @@ pub struct Summary {
     pub spread: f64,
 }
 
+/// Sizes of the layers, where the user says so.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sizes {
+    /// T.
+    pub tokens_per_step: Option<u64>,
+    /// D.
+    pub model_dim: Option<u64>,
+    /// H.
+    pub hidden_dim: Option<u64>,
+    /// Number type.
+    pub dtype: Option<DType>,
+}
+
 /// What is validated.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
+    /// Sizes of the layers.
+    pub sizes: Sizes,
     /// Ranks.
     pub ranks: u64,
     /// Held-out steps of the trace.
@@ -96,8 +109,13 @@ pub struct Setting {
 }
 
 /// The layers: whole experts on every rank, and experts over two ranks each.
-fn layers(ranks: u64) -> Result<Vec<(String, ResolvedLayer)>, Error> {
+fn layers(ranks: u64, sizes: Sizes) -> Result<Vec<(String, ResolvedLayer)>, Error> {
     let layer = |experts: f64, tokens, dims: (u64, u64)| {
+        let tokens = sizes.tokens_per_step.unwrap_or(tokens);
+        let dims = (
+            sizes.model_dim.unwrap_or(dims.0),
+            sizes.hidden_dim.unwrap_or(dims.1),
+        );
         let spec = LayerSpec {
             tokens_per_step: tokens,
             model_dim: dims.0,
@@ -105,7 +123,7 @@ fn layers(ranks: u64) -> Result<Vec<(String, ResolvedLayer)>, Error> {
             experts: Experts::PerGpu(experts),
             top_k: 2,
             capacity_factor: 1.25,
-            dtype: DType::Fp32,
+            dtype: sizes.dtype.unwrap_or(DType::Fp32),
         };
         let name = format!("E_g={experts} T={tokens} D={} H={}", dims.0, dims.1);
         spec.resolve(ranks)
@@ -175,8 +193,6 @@ fn plans(layer: &ResolvedLayer) -> Vec<(String, Plan)> {
 /// Everything one case is run and simulated from.
 struct Ready {
     name: String,
-    plan: Plan,
-    load: Load,
     program: Program,
     times: Vec<Time>,
     stages: Vec<Vec<f64>>,
@@ -188,7 +204,7 @@ struct Ready {
 /// # Errors
 /// A machine that refuses, or a run that disagrees with its program.
 pub fn cases(
-    params: &CpuParams,
+    constants: &Constants,
     setting: Setting,
     backend: &mut dyn Backend,
     session: &mut Session<'_>,
@@ -203,14 +219,14 @@ pub fn cases(
         let message = format!("expected 1 to {}, found {}", recorded.len(), setting.steps);
         return Err(Error::input(Place::flag("--steps"), message));
     }
-    let layers = layers(setting.ranks)?;
+    let layers = layers(setting.ranks, setting.sizes)?;
     let progress = session.progress((layers.len() * setting.steps) as u64);
     let mut cases = Vec::new();
     for (name, layer) in &layers {
         for index in 0..setting.steps {
             let recorded = recorded
                 [index * (recorded.len() - 1) / setting.steps.max(2).saturating_sub(1).max(1)];
-            cases.extend(step(name, layer, recorded, params, setting, backend)?);
+            cases.extend(step(name, layer, recorded, constants, setting, backend)?);
             progress.inc(1);
             if session.is_interrupted() {
                 progress.finish_and_clear();
@@ -235,7 +251,7 @@ fn step(
     name: &str,
     layer: &ResolvedLayer,
     recorded: &RoutingStep,
-    params: &CpuParams,
+    constants: &Constants,
     setting: Setting,
     backend: &mut dyn Backend,
 ) -> Result<Vec<Case>, Error> {
@@ -259,11 +275,9 @@ fn step(
             phase: Phase::Training,
         };
         let program = compile(source).map_err(|error| refused(&error))?;
-        machine::check_memory(&program, layer)?;
+        machine::check_memory(backend, &program, layer)?;
         ready.push(Ready {
             name: strategy,
-            plan,
-            load,
             program,
             times: Vec::new(),
             stages: Vec::new(),
@@ -287,19 +301,10 @@ fn step(
             }
         }
     }
-    let model = CpuModel::new(params, layer.world_size);
-    let scenario = Scenario {
-        layer,
-        gpus_per_node,
-        memory_bytes: u64::MAX,
-        reserved_bytes: 0,
-        model: &model,
-        phase: Phase::Training,
-    };
-    ready
-        .into_iter()
-        .map(|case| finish(name, recorded.step(), case, &scenario, &model))
-        .collect()
+    let finished = ready.into_iter();
+    Ok(finished
+        .map(|case| finish(name, recorded.step(), case, constants))
+        .collect())
 }
 
 /// A figure by stage: the sum over its operations.
@@ -317,24 +322,12 @@ fn middle<T: Copy>(sorted: &[T]) -> T {
     sorted[sorted.len() / 2]
 }
 
-fn finish(
-    name: &str,
-    step: u64,
-    mut case: Ready,
-    scenario: &Scenario<'_>,
-    model: &CpuModel,
-) -> Result<Case, Error> {
-    let trace = simulate_step(scenario, case.plan, &case.load).map_err(|error| refused(&error))?;
+fn finish(name: &str, step: u64, mut case: Ready, constants: &Constants) -> Case {
+    let predicted = constants.predict(&case.program);
     case.times.sort_unstable();
     let measured = middle(&case.times);
     let widest = case.times[case.times.len() - 1] - case.times[0];
-    let ours = by_stage(&case.program, |op| {
-        let op = &case.program.ops[op];
-        let ranks = 0..case.program.world_size;
-        ranks
-            .map(|rank| model.core_us(&demand(&case.program, op, rank)) * 1e3)
-            .sum()
-    });
+    let ours = by_stage(&case.program, |op| predicted.ops_ns[op]);
     let stages = Stage::ALL.into_iter().enumerate().map(|(index, stage)| {
         let mut times: Vec<f64> = case.stages.iter().map(|stages| stages[index]).collect();
         times.sort_by(f64::total_cmp);
@@ -358,8 +351,8 @@ fn finish(
         .filter(|buffer| buffer.lifetime == moeplan_sim::ir::Lifetime::External)
         .map(|buffer| buffer.bytes.max())
         .sum();
-    let simulated = trace.step.time;
-    Ok(Case {
+    let simulated = predicted.step;
+    Case {
         layer: name.to_owned(),
         step,
         strategy: case.name,
@@ -371,7 +364,7 @@ fn finish(
         // The layer's inputs are its neighbours'; here they are held too.
         peak_bytes: case.peak_bytes.saturating_sub(inputs),
         peak_bytes_simulated: peak.unwrap_or(0),
-    })
+    }
 }
 
 /// Ranks of `values`, ties sharing their mean.

@@ -2,6 +2,7 @@
 
 pub mod executor;
 pub mod lab;
+pub mod predict;
 pub mod published;
 pub mod record;
 pub mod report;

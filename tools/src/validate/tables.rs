@@ -7,12 +7,14 @@ use moeplan_sim::cost::nccl::{CollectiveKind, Nccl, port_bound};
 use moeplan_sim::cost::nccl_table::{NcclMeasurement, parse_nccl_table};
 use moeplan_sim::hardware::Hardware;
 use moeplan_sim::units::{Bandwidth, Time};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
 
 /// What a table measures, and so the layout of its columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum TableKind {
     /// Collectives.

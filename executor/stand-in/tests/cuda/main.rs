@@ -7,12 +7,17 @@
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+#[path = "../../../tests/fixture/mod.rs"]
+mod fixture;
+#[cfg(test)]
 mod process;
+#[cfg(test)]
+mod program;
 
 use process::{Child, run};
 
 /// Cases that cover every task and every kind of dependency.
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "one-rank",
     "linear",
     "pipelined",
@@ -25,13 +30,16 @@ const CASES: [&str; 12] = [
     "dropless",
     "prioritized",
     "recorded",
+    "noisy",
 ];
 
 /// Runs in the process that a test starts; nothing in any other.
 #[test]
 fn in_a_process_of_its_own() {
-    if let Ok(case) = std::env::var("STAND_IN_CASE") {
-        cases::run(&case);
+    match std::env::var("STAND_IN_CASE") {
+        Ok(case) if case == program::CASE => program::run(),
+        Ok(case) => cases::run(&case),
+        Err(_) => {}
     }
 }
 
@@ -72,6 +80,36 @@ fn products_through_cublas_are_the_same() {
         let told = run(case, &[("STAND_IN_BLAS", "1"), ("STAND_IN_ORDER", "1")]);
         let told = told.unwrap_or_else(|why| panic!("{case}: {why}"));
         assert_eq!(told.number("blas"), 1);
+    }
+}
+
+/// FP16 and BF16 tensors, and TF32 products, are off by their rounding and no more; bytes are counted as the program
+/// states them in 2-byte elements, or the run fails.
+#[test]
+fn every_case_is_the_oracle_in_every_number_type() {
+    for case in CASES {
+        for settings in [
+            &[("STAND_IN_DTYPE", "fp16"), ("STAND_IN_ORDER", "3")][..],
+            &[("STAND_IN_DTYPE", "bf16"), ("STAND_IN_BLAS", "1")],
+            &[("STAND_IN_DTYPE", "fp16"), ("STAND_IN_BLAS", "1")],
+            &[("STAND_IN_DTYPE", "tf32"), ("STAND_IN_BLAS", "1")],
+        ] {
+            let told =
+                run(case, settings).unwrap_or_else(|why| panic!("{case} {settings:?}: {why}"));
+            assert_eq!(told.number("leaked"), 0, "{case}");
+        }
+    }
+}
+
+/// Buffers that are never alive at once share memory: in every order that streams and events allow, none is overwritten
+/// while it is in use.
+#[test]
+fn buffers_that_share_memory_need_no_further_waits() {
+    for case in CASES {
+        for order in ["0", "1", "3", "29"] {
+            let settings = [("STAND_IN_SHARED", "1"), ("STAND_IN_ORDER", order)];
+            run(case, &settings).unwrap_or_else(|why| panic!("{case}: {why}"));
+        }
     }
 }
 

@@ -48,7 +48,10 @@ impl<'a> Child<'a> {
             .env_remove("LD_LIBRARY_PATH")
             .envs(settings.iter().copied());
         if let Some(folder) = &folder {
-            command.env("LD_LIBRARY_PATH", folder);
+            command
+                .env("LD_LIBRARY_PATH", folder)
+                .env("CUDA_HOME", toolkit())
+                .env("XDG_CACHE_HOME", folder.split(':').next().unwrap());
         }
         let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -62,6 +65,27 @@ impl<'a> Child<'a> {
 /// Runs a case with the stand-in libraries.
 pub(crate) fn run(case: &str, settings: &[(&str, &str)]) -> Result<Told, String> {
     Child::new(case).run(settings)
+}
+
+/// Where `.ci/nvrtc.sh` puts what it fetches.
+fn fetched() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(3).unwrap().join("nvrtc/nvidia")
+}
+
+/// A folder whose `include` has the headers of fp16 and bf16: NVIDIA's where they were fetched; else the host build's, which
+/// the stand-in's NVRTC does not read.
+fn toolkit() -> PathBuf {
+    let real = fetched().join("cuda_runtime");
+    if real.join("include/cuda_fp16.h").is_file() {
+        return real;
+    }
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().unwrap().join("stand-in/toolkit");
+    std::fs::create_dir_all(&folder).unwrap();
+    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/host");
+    link(&host, &folder.join("include"));
+    folder
 }
 
 /// A search path on which libcuda.so is the stand-in and libnvrtc.so is NVIDIA's where `.ci/nvrtc.sh` put it: then the
@@ -79,11 +103,7 @@ fn libraries() -> String {
     std::fs::create_dir_all(&folder).unwrap();
     link(&stand_in, &folder.join("libcuda.so"));
     link(&stand_in, &folder.join("libcublas.so"));
-    let nvrtc = test
-        .ancestors()
-        .nth(3)
-        .unwrap()
-        .join("nvrtc/nvidia/cuda_nvrtc/lib");
+    let nvrtc = fetched().join("cuda_nvrtc/lib");
     let real = nvrtc.join("libnvrtc.so.12");
     if real.is_file() {
         link(&real, &folder.join("libnvrtc.so"));

@@ -1,0 +1,247 @@
+//! Which buffers may share memory, and where each lies.
+//!
+//! Addresses are in the tables that kernels read, so they are fixed before the step. Two buffers share memory where the
+//! program's own order has all uses of one end before any of the other starts: sharing then needs no further wait, and adds
+//! no order that the program does not have.
+
+use crate::backend::Job;
+use moeplan_sim::ir::{BufferId, Lifetime, Program, Stream};
+use std::collections::BTreeMap;
+
+/// Every buffer starts at a multiple of this, as allocations do.
+const ALIGNMENT: usize = 256;
+
+/// Operations that have ended when another one starts: one row of bits an operation.
+pub(super) struct Order {
+    words: usize,
+    bits: Vec<u64>,
+}
+
+impl Order {
+    /// The order that dependencies and streams give.
+    pub(super) fn new(program: &Program) -> Order {
+        let words = program.ops.len().div_ceil(64);
+        let mut bits = vec![0; words * program.ops.len()];
+        let mut last: [Option<usize>; 2] = [None; 2];
+        for (id, op) in program.iter() {
+            let stream = &mut last[usize::from(op.stream == Stream::Communication)];
+            let before = op.after.iter().map(|before| before.index());
+            let (earlier, own) = bits.split_at_mut(id.index() * words);
+            for before in before.chain(*stream) {
+                let theirs = &earlier[before * words..(before + 1) * words];
+                own.iter_mut()
+                    .zip(theirs)
+                    .for_each(|(own, bit)| *own |= bit);
+                own[before / 64] |= 1 << (before % 64);
+            }
+            *stream = Some(id.index());
+        }
+        Order { words, bits }
+    }
+
+    fn precedes(&self, a: usize, b: usize) -> bool {
+        self.bits[b * self.words + a / 64] >> (a % 64) & 1 == 1
+    }
+}
+
+/// A buffer of one rank: its size, and what keeps its memory.
+struct Use {
+    buffer: BufferId,
+    bytes: usize,
+    ops: Vec<usize>,
+    /// Filled before the step, or there all along.
+    from_start: bool,
+    /// Read after the step, or there all along.
+    to_end: bool,
+}
+
+impl Use {
+    fn ends_before(&self, other: &Use, order: &Order) -> bool {
+        let apart = |a: &usize| other.ops.iter().all(|b| order.precedes(*a, *b));
+        !self.to_end && !other.from_start && self.ops.iter().all(apart)
+    }
+}
+
+/// Where the buffers of one rank lie.
+pub(super) struct Layout {
+    /// First byte and bytes of each buffer that the rank uses.
+    pub(super) places: BTreeMap<BufferId, (usize, usize)>,
+    /// All of them together.
+    pub(super) bytes: usize,
+}
+
+/// Lays out the buffers of `rank`: the largest first, each at the lowest place where no other is in its way.
+pub(super) fn layout(job: &Job<'_>, rank: usize, order: &Order) -> Layout {
+    let mut uses = used(job, rank);
+    uses.sort_by_key(|one| (std::cmp::Reverse(one.bytes), one.buffer));
+    let mut layout = Layout {
+        places: BTreeMap::new(),
+        bytes: 0,
+    };
+    let mut placed: Vec<(usize, Use)> = Vec::new();
+    for one in uses {
+        let conflicts = placed
+            .iter()
+            .filter(|(_, other)| !one.ends_before(other, order) && !other.ends_before(&one, order));
+        let mut taken: Vec<(usize, usize)> = conflicts
+            .map(|(at, other)| (*at, at + other.bytes))
+            .collect();
+        taken.sort_unstable();
+        let mut at = 0_usize;
+        for (start, end) in taken {
+            if start >= at + one.bytes {
+                break;
+            }
+            at = at.max(end.next_multiple_of(ALIGNMENT));
+        }
+        layout.places.insert(one.buffer, (at, one.bytes));
+        layout.bytes = layout.bytes.max(at + one.bytes);
+        placed.push((at, one));
+    }
+    layout
+}
+
+fn used(job: &Job<'_>, rank: usize) -> Vec<Use> {
+    let lowered = job.lowered;
+    let mut ops: BTreeMap<BufferId, Vec<usize>> = BTreeMap::new();
+    for (op, buffers) in lowered.uses(job.program, rank).into_iter().enumerate() {
+        for buffer in buffers {
+            ops.entry(buffer).or_default().push(op);
+        }
+    }
+    let results = lowered.results();
+    let uses = ops.into_iter().map(|(buffer, ops)| {
+        let plan = &lowered.buffers[buffer.0 as usize];
+        let lasting = plan.lifetime != Lifetime::Transient;
+        Use {
+            buffer,
+            bytes: plan.bytes(rank),
+            ops,
+            from_start: lasting,
+            to_end: lasting || results.contains(&buffer),
+        }
+    });
+    uses.filter(|one| one.bytes > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inputs::{Inputs, Routing as Routed};
+    use crate::lower::lower;
+    use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
+    use moeplan_sim::ir::OpKind;
+    use moeplan_sim::spec::{DType, Encode, Experts, LayerSpec, Padding, Phase, ResolvedLayer};
+    use moeplan_traces::{RoutingStep, Shape, TokenStep};
+
+    fn layer() -> ResolvedLayer {
+        let layer = LayerSpec {
+            tokens_per_step: 256,
+            model_dim: 128,
+            hidden_dim: 192,
+            experts: Experts::Total(8),
+            dtype: DType::Fp16,
+            ..LayerSpec::default()
+        };
+        layer.resolve(4).unwrap()
+    }
+
+    fn program(layer: &ResolvedLayer, plan: Plan, counts: &RoutingStep) -> Program {
+        let load = Load::new(layer, 1.0, plan.padding, &Routing::Step(counts));
+        let source = Source {
+            layer,
+            gpus_per_node: 4,
+            plan,
+            load: &load,
+            phase: Phase::Training,
+        };
+        compile(source).unwrap()
+    }
+
+    fn tokens() -> TokenStep {
+        let shape = Shape {
+            ranks: 4,
+            experts: 8,
+            tokens_per_rank: 256,
+            top_k: 2,
+        };
+        crate::assign::tokens_of(&RoutingStep::uniform(&shape, 0, 0).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn order_is_that_of_dependencies_and_streams() {
+        let plan = Plan {
+            forward_degree: 2,
+            ..Plan::PLAIN
+        };
+        let program = program(&layer(), plan, &tokens().counts());
+        let order = Order::new(&program);
+        for (id, op) in program.iter() {
+            let index = id.index();
+            assert!(op.after.iter().all(|a| order.precedes(a.index(), index)));
+            assert!((index..program.ops.len()).all(|later| !order.precedes(later, index)));
+        }
+        // The second dispatch and the first expert run at once.
+        let find = |wanted: &dyn Fn(&moeplan_sim::ir::Op) -> bool| {
+            program.ops.iter().position(wanted).unwrap()
+        };
+        let dispatch = find(&|op| op.stream == Stream::Communication && op.chunk == 1);
+        let expert = find(&|op| matches!(op.kind, OpKind::ExpertGemm { .. }));
+        assert!(!order.precedes(dispatch, expert) && !order.precedes(expert, dispatch));
+    }
+
+    /// What is alive at once lies apart, and all of it takes what the memory model says: without the optimizer's state,
+    /// which no operation touches, and with the layer's inputs, which its neighbours count.
+    #[test]
+    fn a_rank_needs_what_the_memory_model_says() {
+        let (layer, tokens) = (layer(), tokens());
+        let plan = Plan::PLAIN;
+        for plan in [
+            plan,
+            Plan {
+                encode: Encode::Dense,
+                ..plan
+            },
+            Plan {
+                layout: moeplan_sim::spec::Layout::Conventional,
+                ..plan
+            },
+            Plan {
+                padding: Padding::Dropless,
+                ..plan
+            },
+            Plan {
+                forward_degree: 4,
+                backward_degree: 4,
+                ..plan
+            },
+            Plan {
+                adaptive_r: 0,
+                ..plan
+            },
+        ] {
+            let program = program(&layer, plan, &tokens.counts());
+            let lowered = lower(&program, &tokens.counts()).unwrap();
+            let inputs = Inputs::random(&layer, 0, Routed::Forced(tokens.clone()));
+            let job = Job {
+                program: &program,
+                lowered: &lowered,
+                inputs: &inputs,
+                weights: &[],
+                tokens: &tokens,
+            };
+            let layout = layout(&job, 0, &Order::new(&program));
+            let (model, live) = program.peak_memory(0);
+            let optimizer = live.iter().find(|(name, _)| name.starts_with("optimizer"));
+            let buffers = program.buffers.iter();
+            let external = buffers.filter(|buffer| buffer.lifetime == Lifetime::External);
+            let external: u64 = external.map(|buffer| *buffer.bytes.get(0)).sum();
+            let model = model - optimizer.map_or(0, |(_, bytes)| *bytes) + external;
+            let ratio = layout.bytes as f64 / model as f64;
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{plan:?}: {ratio} of the model"
+            );
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The whole program on the CUDA backend: commands as a user gives them, their files read back.
+
+use crate::process::run as process;
+use moeplan::error::Exit;
+use moeplan::session::Streams;
+use serde_json::Value;
+
+/// The case that runs a command line.
+pub(crate) const CASE: &str = "program";
+
+/// Runs the command line of `STAND_IN_ARGS`, in the process that a test started.
+pub(crate) fn run() {
+    let args = std::env::var("STAND_IN_ARGS").unwrap();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let streams = Streams {
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+        watched: false,
+    };
+    let exit = moeplan::run(std::iter::once("moeplan").chain(args.split(' ')), streams);
+    assert_eq!(exit, Exit::Done, "{}", String::from_utf8_lossy(&stderr));
+}
+
+/// What `args` writes.
+fn written(args: &str) -> Result<String, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("answer");
+    let args = format!("{args} --output {}", file.display());
+    process(CASE, &[("STAND_IN_ARGS", &args)])?;
+    Ok(std::fs::read_to_string(file).unwrap())
+}
+
+fn json(args: &str) -> Value {
+    let text =
+        written(&format!("{args} --format json")).unwrap_or_else(|why| panic!("{args}: {why}"));
+    serde_json::from_str(&text).unwrap()
+}
+
+const SMALL: &str = "execute --backend cuda --ranks 2 --tokens-per-step 16 --model-dim 16 --hidden-dim 16 --repeats 1";
+
+#[test]
+fn execute_runs_in_every_number_type_and_names_the_device() {
+    for dtype in ["fp32", "tf32", "fp16", "bf16"] {
+        let ran = json(&format!("{SMALL} --dtype {dtype}"));
+        assert_eq!(ran["backend"], "cuda");
+        let place = ran["place"].as_str().unwrap();
+        assert!(place.contains("stand-in (no GPU), sm_80"), "{place}");
+        let run = &ran["runs"][0];
+        for stage in ["gate", "encode", "dispatch", "expert", "combine", "decode"] {
+            assert_eq!(run["provenance"][stage], "measured", "{dtype} {stage}");
+        }
+        assert!(ran["repeats"][0]["exchanged_bytes"].as_u64().unwrap() > 0);
+    }
+    // Half the bytes an element, half the bytes between ranks.
+    let exchanged = |dtype: &str| {
+        let ran = json(&format!("{SMALL} --dtype {dtype}"));
+        ran["repeats"][0]["exchanged_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(exchanged("fp32"), 2 * exchanged("bf16"));
+    let table = written(&format!("{SMALL} --ranks-apart")).unwrap();
+    assert!(table.contains("stand-in (no GPU), sm_80"), "{table}");
+    assert!(table.contains("one after the other"), "{table}");
+    assert!(!table.contains("as threads"), "{table}");
+}
+
+#[test]
+fn validate_executor_holds_a_gpu_against_its_prices() {
+    let args = "validate executor --backend cuda --ranks 2 --steps 1 --repeats 1 --tokens-per-step 48 \
+                --model-dim 32 --hidden-dim 40 --dtype bf16";
+    let ran = json(args);
+    assert_eq!(ran["machine"]["backend"], "cuda");
+    assert!(ran["machine"]["place"].as_str().unwrap().contains("sm_80"));
+    let cases = ran["cases"].as_array().unwrap();
+    assert!(cases.len() >= 6, "{} cases", cases.len());
+    for case in cases {
+        for figure in ["measured_ns", "simulated_ns", "peak_bytes"] {
+            assert!(case[figure].as_u64().unwrap() > 0, "{figure}: {case}");
+        }
+        // The memory model of the program and the device's allocations.
+        let of = |name: &str| case[name].as_f64().unwrap();
+        let ratio = of("peak_bytes") / of("peak_bytes_simulated");
+        assert!(
+            (0.85..1.15).contains(&ratio),
+            "{}: {ratio}",
+            case["strategy"]
+        );
+    }
+    assert!(ran["summary"]["mape"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_gpu_is_not_calibrated() {
+    let why = written("calibrate --backend cuda").unwrap_err();
+    assert!(
+        why.contains("--backend") && why.contains("expected cpu"),
+        "{why}"
+    );
+}

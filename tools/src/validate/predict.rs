@@ -1,0 +1,72 @@
+//! What predicts a step that this machine runs.
+
+use moeplan_sim::cost::cpu::{CpuModel, demand};
+use moeplan_sim::cost::price::price;
+use moeplan_sim::cost::{CostModel, analytic::Analytic};
+use moeplan_sim::engine;
+use moeplan_sim::hardware::CpuParams;
+use moeplan_sim::ir::{Op, Program, Work};
+use moeplan_sim::units::Time;
+
+/// The constants of what runs the ranks.
+#[derive(Debug)]
+pub enum Constants {
+    /// Threads on cores, as `moeplan calibrate` measured them.
+    Cpu(Box<CpuParams>),
+    /// One GPU that runs all ranks, one after the other.
+    Gpu(Box<Analytic>),
+}
+
+/// A step as predicted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Predicted {
+    /// Time of the step.
+    pub step: Time,
+    /// Time of each operation over all ranks, nanoseconds: of cores, or of the GPU.
+    pub ops_ns: Vec<f64>,
+}
+
+impl Constants {
+    /// What `program` takes.
+    pub fn predict(&self, program: &Program) -> Predicted {
+        let over_ranks = |of: &dyn Fn(&Op, usize) -> f64| -> Vec<f64> {
+            let ranks = |op| (0..program.world_size).map(move |rank| of(op, rank)).sum();
+            program.ops.iter().map(ranks).collect()
+        };
+        match self {
+            Constants::Cpu(params) => {
+                let model = CpuModel::new(params, program.world_size as u64);
+                let priced = price(program, &model);
+                let (timeline, _) = engine::run(program, &priced, model.concurrency());
+                let core = |op: &Op, rank| model.core_us(&demand(program, op, rank)) * 1e3;
+                Predicted {
+                    step: timeline.step_time(),
+                    ops_ns: over_ranks(&core),
+                }
+            }
+            Constants::Gpu(model) => {
+                let ops_ns = over_ranks(&|op, rank| on_one_gpu_ns(&**model, program, op, rank));
+                let step = ops_ns.iter().sum::<f64>() * 1e-9;
+                Predicted {
+                    step: Time::from_secs_f64(step),
+                    ops_ns,
+                }
+            }
+        }
+    }
+}
+
+/// Kernels one after the other; what ranks send each other is a copy in the GPU's own memory.
+fn on_one_gpu_ns(model: &dyn CostModel, program: &Program, op: &Op, rank: usize) -> f64 {
+    let mut work = op.kind.work(op.pass, rank, program.dtype);
+    if op.kind.scope(&program.traffic).is_some() {
+        let moved = demand(program, op, rank)
+            .pass
+            .map_or(0.0, |(_, bytes)| bytes);
+        work.push(Work::Memory {
+            bytes: 2 * moved as u64,
+        });
+    }
+    let kernels = work.iter().map(|work| model.kernel(work).time);
+    kernels.map(|time| time.as_secs_f64() * 1e9).sum()
+}
