@@ -139,7 +139,8 @@ fn rows(criterion: &mut Criterion) {
             .filter(|op| wanted(&op.kind, op.pass));
         let work = ops.flat_map(|op| op.kind.work(op.pass, 0, DType::Fp32));
         work.map(|work| match work {
-            moeplan_sim::ir::Work::Memory { bytes } => bytes,
+            moeplan_sim::ir::Work::Memory { bytes }
+            | moeplan_sim::ir::Work::Framework { bytes, .. } => bytes,
             moeplan_sim::ir::Work::Gemm(_) => 0,
         })
         .sum()

@@ -104,7 +104,7 @@ fn stated(program: &Program, op: &moeplan_sim::ir::Op, rank: usize) -> Count {
         match work {
             Work::Gemm(shape) => count.flops += shape.flops() as u64,
             Work::Memory { bytes } if !gate => count.bytes += bytes,
-            Work::Memory { .. } => {}
+            Work::Memory { .. } | Work::Framework { .. } => {}
         }
     }
     if let OpKind::Exchange { traffic, .. } = &op.kind {

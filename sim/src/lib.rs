@@ -4,15 +4,18 @@
 //! operation graph of [`ir`], [`cost`] prices every operation on a [`hardware`], [`engine`] plays
 //! it, [`policy`] decides what a strategy leaves open, and [`simulate`] sums up.
 
+pub mod balance;
 pub mod compile;
 pub mod cost;
 pub mod economy;
 pub mod engine;
 pub mod hardware;
 pub mod ir;
+pub mod model;
 pub mod network;
 pub mod planner;
 pub mod policy;
 pub mod simulate;
 pub mod spec;
 pub mod units;
+pub mod world;

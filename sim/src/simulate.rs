@@ -170,24 +170,8 @@ fn summarise(
 ) -> Step {
     let slowest = timeline.slowest_rank();
     let spans = timeline.rank(slowest);
-    let busy = |keep: &dyn Fn(usize) -> bool| -> Time {
-        (0..spans.len())
-            .filter(|&op| keep(op))
-            .map(|op| spans[op].end - spans[op].start)
-            .sum()
-    };
-    let stages = Stage::ALL
-        .into_iter()
-        .filter_map(|stage| {
-            let of_stage = |op: &usize| program.ops[*op].stage == stage;
-            let provenance = (0..spans.len()).filter(of_stage).map(provenance_of).max()?;
-            Some(StageTime {
-                stage,
-                busy: busy(&|op| of_stage(&op)),
-                provenance,
-            })
-        })
-        .collect();
+    let busy = |keep: &dyn Fn(usize) -> bool| busy(spans, keep);
+    let stages = stage_times(program, spans, provenance_of);
     let stream = |stream: Stream| move |op: usize| program.ops[op].stream == stream;
     let all_to_all = |op: usize| {
         let op = &program.ops[op];
@@ -215,9 +199,35 @@ fn summarise(
     }
 }
 
+fn busy(spans: &[Span], keep: &dyn Fn(usize) -> bool) -> Time {
+    (0..spans.len())
+        .filter(|&op| keep(op))
+        .map(|op| spans[op].end - spans[op].start)
+        .sum()
+}
+
+/// Time by stage in `spans`, those of one rank.
+pub(crate) fn stage_times(
+    program: &Program,
+    spans: &[Span],
+    provenance_of: &dyn Fn(usize) -> Provenance,
+) -> Vec<StageTime> {
+    let stage_time = |stage: Stage| {
+        let of_stage = |op: &usize| program.ops[*op].stage == stage;
+        let provenance = (0..spans.len()).filter(of_stage).map(provenance_of).max()?;
+        Some(StageTime {
+            stage,
+            busy: busy(spans, &|op| of_stage(&op)),
+            provenance,
+        })
+    };
+    let stages = Stage::ALL.into_iter().chain(Stage::MODEL);
+    stages.filter_map(stage_time).collect()
+}
+
 /// Peak memory of the worst rank. Ranks differ only in buffers of uneven rows, so the rank with the
 /// most bytes in all its buffers stands for the worst.
-fn peak_memory(program: &Program) -> u64 {
+pub(crate) fn peak_memory(program: &Program) -> u64 {
     let uneven: Vec<_> = program
         .buffers
         .iter()
@@ -238,7 +248,7 @@ fn peak_memory(program: &Program) -> u64 {
 }
 
 /// Time in which communication ran and computation did not.
-fn exposed(program: &Program, spans: &[Span]) -> Time {
+pub(crate) fn exposed(program: &Program, spans: &[Span]) -> Time {
     let of = |stream: Stream| {
         let mut spans: Vec<Span> = program
             .ops

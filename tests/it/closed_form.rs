@@ -501,7 +501,7 @@ fn dense_encode_does_t_times_the_work_of_sparse() {
     let sparse: Vec<u64> = work(Encode::Sparse)
         .iter()
         .map(|work| match work {
-            Work::Memory { bytes } => bytes / 2,
+            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes / 2,
             Work::Gemm(shape) => panic!("a sparse encode multiplies nothing: {shape:?}"),
         })
         .collect();

@@ -17,3 +17,4 @@ mod sweep;
 mod tidy;
 mod trace_cli;
 mod trace_import;
+mod whole_models;

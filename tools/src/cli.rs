@@ -5,9 +5,9 @@ use crate::command::kernel::KernelArgs;
 use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
-    BackendKind, BreakdownSettings, ClusterSettings, EconomySettings, ExecuteSettings,
-    ExportSettings, LayerSettings, OutputSettings, PlanSettings, PriceSettings, ReportSettings,
-    RoutingSettings, StrategySettings,
+    BackendKind, BalanceSettings, BreakdownSettings, ClusterSettings, EconomySettings,
+    ExecuteSettings, ExportSettings, LayerSettings, ModelSettings, OutputSettings, PlanSettings,
+    PriceSettings, ReportSettings, RoutingSettings, StrategySettings, WorldSettings,
 };
 use crate::sweep::Shard;
 use crate::sweep::launch::Scheduler;
@@ -80,6 +80,12 @@ pub enum Command {
     Report(ReportArgs),
     /// Measure this machine and write it down as a cluster to simulate
     Calibrate(CalibrateArgs),
+    /// A whole model: step time, images or tokens a second, memory
+    Model(ModelArgs),
+    /// Where experts sit: placement and balancing policies over a trace
+    Balance(BalanceArgs),
+    /// Stragglers, bad links and failures: percentiles of a step, and what is left of a month
+    Goodput(GoodputArgs),
 }
 
 /// What is simulated.
@@ -343,4 +349,50 @@ pub struct MergeArgs {
     /// All shards of one sweep, in any order
     #[arg(value_name = "SHARD", required = true)]
     pub shards: Vec<PathBuf>,
+}
+
+/// `model`.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Which.
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelSettings,
+    /// dense, fairseq, tutel or a TOML file; give it several times, flags refine all [default: dense,
+    /// fairseq, tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Vec<String>,
+    /// Where.
+    #[command(flatten, next_help_heading = "Cluster")]
+    pub cluster: ClusterSettings,
+    /// Refinements of the strategies.
+    #[command(flatten, next_help_heading = "Strategy")]
+    pub refine: StrategySettings,
+    /// forward (inference), or training [default: training]
+    #[arg(long, value_name = "PHASE", help_heading = "Model")]
+    pub phase: Option<Phase>,
+}
+
+/// `balance`.
+#[derive(Debug, Clone, Args)]
+pub struct BalanceArgs {
+    /// How.
+    #[command(flatten, next_help_heading = "Balancing")]
+    pub balance: BalanceSettings,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
+}
+
+/// `goodput`.
+#[derive(Debug, Clone, Args)]
+pub struct GoodputArgs {
+    /// What goes wrong.
+    #[command(flatten, next_help_heading = "The real world")]
+    pub world: WorldSettings,
+    /// fairseq, tutel or a TOML file; flags refine it [default: tutel]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Strategy")]
+    pub strategy: Option<String>,
+    /// What.
+    #[command(flatten)]
+    pub scenario: ScenarioArgs,
 }

@@ -193,6 +193,31 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             show(&resolved, &mut session)?;
             command::execute::run(&given, resolved, &mut session)?
         }
+        Some(Command::Model(args)) => {
+            given.strategies = args.strategy;
+            given.flags.phase = args.phase;
+            given.flags.cluster = args.cluster;
+            given.flags.model = args.model;
+            given.refine = args.refine;
+            command::model::run(given, &mut session)?
+        }
+        Some(Command::Balance(args)) => {
+            take(&mut given, args.scenario, Vec::new());
+            given.flags.balance = args.balance;
+            command::balance::defaults(&mut given);
+            let resolved = resolve(&given, &command::balance::strategies())?;
+            show(&resolved, &mut session)?;
+            command::balance::run(&given, &resolved, &mut session)?
+        }
+        Some(Command::Goodput(args)) => {
+            let strategies = args.strategy.into_iter().collect();
+            take(&mut given, args.scenario, strategies);
+            given.flags.world = args.world;
+            let resolved = resolve(&given, &Job::Simulate.strategies())?;
+            one_strategy(&given, &resolved)?;
+            show(&resolved, &mut session)?;
+            command::goodput::run(&given, &resolved, &mut session)?
+        }
         Some(Command::Kernel(args)) => {
             given.flags.cluster.preset = args.cluster;
             given.flags.kernel = args.settings;

@@ -16,6 +16,7 @@ mod shipped;
 mod stats;
 mod tokens;
 
+pub use draw::stream as random_stream;
 pub use error::{Place, TraceError};
 pub use format::{ParquetWriter, Trace, TraceMeta, TraceReader, TraceStep, TraceWriter};
 pub use generate::{Curve, Domains, FittedTrace, Popularity, RoutingSpec, Transitions, Workload};

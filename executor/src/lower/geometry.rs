@@ -121,7 +121,9 @@ impl Geometry {
                 | OpKind::Exchange { .. }
                 | OpKind::Elementwise { .. }
                 | OpKind::AllGather { .. }
-                | OpKind::ReduceScatter { .. } => {}
+                | OpKind::ReduceScatter { .. }
+                | OpKind::AllReduce { .. }
+                | OpKind::Model { .. } => {}
             }
         }
         let (tokens, experts, model_dim, top_k) = gate.ok_or_else(|| lacks("no gate"))?;

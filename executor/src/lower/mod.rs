@@ -149,6 +149,9 @@ impl Lowering<'_> {
             OpKind::Elementwise { what, .. } => self.elementwise(id, op, *what),
             OpKind::AllGather { scope, .. } => Ok(self.all_gather(op, *scope)),
             OpKind::ReduceScatter { scope, .. } => Ok(self.reduce_scatter(op, *scope)),
+            OpKind::AllReduce { .. } | OpKind::Model { .. } => Err(ExecError::Disagrees(
+                "whole models are simulated only: expected a program of one MoE layer".into(),
+            )),
         }
     }
 

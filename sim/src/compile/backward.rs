@@ -11,14 +11,15 @@ use crate::ir::{
 /// Emits the backward pass of what [`super::forward`] saved.
 ///
 /// Its degree may differ from the forward pass; chunks are then cut anew from the saved tensors,
-/// which lie one after the other.
+/// which lie one after the other. Returns the gradient of the tokens.
 pub(super) fn emit(
     builder: &mut ProgramBuilder,
     source: &Source<'_>,
     shapes: &Shapes,
     weights: &Weights,
     saved: Saved,
-) {
+    output_gradient: BufferId,
+) -> BufferId {
     let Source { layer, plan, .. } = *source;
     let d = shapes.model_dim;
     let degree = if plan.adaptive_r == 0 {
@@ -30,10 +31,9 @@ pub(super) fn emit(
     let repeated = shapes.slots.map(|rows| rows * d);
 
     builder.at(Stage::Decode, Pass::Backward, 0);
-    let output_gradient = builder.external("output gradient", shapes.bytes(&own_rows, d));
     let score_gradient = builder.buffer(
         "score gradient",
-        PerRank::Same(layer.tokens() * layer.num_experts * 4),
+        PerRank::Same(layer.tokens() * layer.gate_experts * 4),
     );
     let combined_gradient: Vec<BufferId> = (0..degree)
         .map(|chunk| {
@@ -174,6 +174,7 @@ pub(super) fn emit(
     let mut writes = vec![token_gradient];
     writes.extend(weights.gate_gradient);
     builder.push(Stream::Compute, kind, &reads, &writes);
+    token_gradient
 }
 
 struct Chain<'a> {

@@ -22,13 +22,14 @@ pub(super) struct Saved {
     pub(super) weights: BufferId,
 }
 
-/// Emits the forward pass.
+/// Emits the forward pass over `tokens`; also returns the layer's output.
 pub(super) fn emit(
     builder: &mut ProgramBuilder,
     source: &Source<'_>,
     shapes: &Shapes,
     weights: &Weights,
-) -> Saved {
+    tokens: BufferId,
+) -> (Saved, BufferId) {
     let Source {
         layer, plan, phase, ..
     } = *source;
@@ -40,7 +41,6 @@ pub(super) fn emit(
     };
     let own_rows = PerRank::Same(layer.tokens());
 
-    let tokens = builder.external("tokens", shapes.bytes(&own_rows, d));
     let scores = gate(builder, source, tokens, weights);
     if source.load.capacity.agreed {
         builder.push(
@@ -150,7 +150,7 @@ pub(super) fn emit(
     reads.extend(&saved.combined);
     reads.extend(saved.dense.iter().flatten());
     builder.push(Stream::Compute, kind, &reads, &[output]);
-    saved
+    (saved, output)
 }
 
 fn gate(
@@ -163,7 +163,7 @@ fn gate(
     builder.at(Stage::Gate, Pass::Forward, 0);
     let scores = builder.buffer(
         "gate scores",
-        PerRank::Same(layer.tokens() * layer.num_experts * 4),
+        PerRank::Same(layer.tokens() * layer.gate_experts * 4),
     );
     let kind = kinds::gate(source);
     builder.push(Stream::Compute, kind, &[tokens, weights.gate], &[scores]);

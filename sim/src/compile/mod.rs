@@ -7,14 +7,16 @@ mod forward;
 mod kinds;
 mod load;
 mod lone;
+mod model;
 mod tensors;
 mod uneven;
 
 pub use capacity::Capacity;
 pub use load::{Load, Routing};
 pub use lone::{Payload, all_to_all};
+pub use model::{ModelSource, MoeRun, compile_model};
 
-use crate::ir::{Homes, Placement, Program, ProgramBuilder};
+use crate::ir::{Homes, PerRank, Placement, Program, ProgramBuilder};
 use crate::spec::{AllToAll, Encode, Layout, Padding, Phase, ResolvedLayer, SpecError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -106,9 +108,12 @@ pub fn compile(source: Source<'_>) -> Result<Program, SpecError> {
     });
     let shapes = tensors::Shapes::new(&source);
     let weights = tensors::Weights::allocate(&mut builder, layer, plan.adaptive_r, phase);
-    let saved = forward::emit(&mut builder, &source, &shapes, &weights);
+    let own = shapes.bytes(&PerRank::Same(layer.tokens()), layer.spec.model_dim);
+    let tokens = builder.external("tokens", own.clone());
+    let (saved, _) = forward::emit(&mut builder, &source, &shapes, &weights, tokens);
     if phase == Phase::Training {
-        backward::emit(&mut builder, &source, &shapes, &weights, saved);
+        let gradient = builder.external("output gradient", own);
+        backward::emit(&mut builder, &source, &shapes, &weights, saved, gradient);
     }
     Ok(builder.finish())
 }

@@ -7,7 +7,7 @@ use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice};
 use crate::engine::Contention;
 use crate::hardware::Hardware;
-use crate::ir::{Program, Scope, Work};
+use crate::ir::{Pass, Program, Scope, Work};
 use crate::units::Time;
 
 /// Prices from the constants of a [`Hardware`].
@@ -63,6 +63,15 @@ impl CostModel for Analytic {
                     + *bytes as f64 / (self.hardware.gpu.hbm_gb_per_s * 1e9);
                 Estimate::new(Time::from_secs_f64(seconds), Provenance::Roofline)
             }
+            Work::Framework { bytes, pass } => {
+                let framework = &self.hardware.software.framework;
+                let factor = match pass {
+                    Pass::Forward => framework.forward_passes,
+                    Pass::Backward => framework.backward_passes,
+                };
+                let bytes = (*bytes as f64 * factor) as u64;
+                self.kernel(&Work::Memory { bytes })
+            }
         }
     }
 
@@ -85,13 +94,14 @@ impl CostModel for Analytic {
             .estimate(kind, bytes, local + 1 + remote, local + 1)
     }
 
+    fn all_reduce(&self, program: &Program, bytes: u64) -> Estimate {
+        let (world, node) = (program.world_size, program.gpus_per_node);
+        self.nccl
+            .estimate(CollectiveKind::AllReduce, bytes, world, node)
+    }
+
     fn capacity_sync(&self, program: &Program) -> Estimate {
-        let reduced = self.nccl.estimate(
-            CollectiveKind::AllReduce,
-            8,
-            program.world_size,
-            program.gpus_per_node,
-        );
+        let reduced = self.all_reduce(program, 8);
         let wait = Time::from_secs_f64(self.hardware.host.synchronise_us * 1e-6);
         reduced.then(Estimate::new(wait, Provenance::Roofline))
     }

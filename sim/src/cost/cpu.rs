@@ -51,7 +51,7 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
     let bytes = || -> f64 {
         let work = op.kind.work(op.pass, rank, program.dtype).into_iter();
         work.map(|work| match work {
-            Work::Memory { bytes } => bytes as f64,
+            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes as f64,
             Work::Gemm(_) => 0.0,
         })
         .sum()
@@ -195,6 +195,8 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
             products: Vec::new(),
             pass: Some(("reduce-scatter", *bytes as f64)),
         },
+        // Whole models run on GPUs only.
+        OpKind::AllReduce { .. } | OpKind::Model { .. } => Demand::default(),
     }
 }
 
@@ -364,7 +366,7 @@ impl CostModel for CpuModel {
                 let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
                 shape.batch as f64 * self.params.gemm.plain.microseconds(m, n, k)
             }
-            Work::Memory { bytes } => {
+            Work::Memory { bytes } | Work::Framework { bytes, .. } => {
                 let copy = self.params.passes.get("copy");
                 copy.map_or(0.0, |curve| curve.at(*bytes as f64))
             }
@@ -402,6 +404,11 @@ impl CostModel for CpuModel {
         };
         let time = self.shared(&vec![self.core_us(&demand); program.world_size])[0];
         Estimate::new(microseconds(time), Provenance::Fitted)
+    }
+
+    fn all_reduce(&self, program: &Program, bytes: u64) -> Estimate {
+        self.gather(program, Scope::World, bytes, true)
+            .then(self.gather(program, Scope::World, bytes, false))
     }
 
     fn capacity_sync(&self, _: &Program) -> Estimate {

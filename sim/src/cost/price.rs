@@ -68,12 +68,21 @@ fn price_op(
             collective(model.gather(program, *scope, *bytes, true))
         }
         OpKind::CapacitySync => collective(model.capacity_sync(program)),
+        OpKind::AllReduce { bytes } => PricedOp {
+            resource: if program.world_size > program.gpus_per_node {
+                Resource::Nic
+            } else {
+                Resource::NvLink
+            },
+            ..collective(model.all_reduce(program, *bytes))
+        },
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. } => kernels(program, op, model),
+        | OpKind::Elementwise { .. }
+        | OpKind::Model { .. } => kernels(program, op, model),
     }
 }
 
@@ -136,6 +145,8 @@ fn differs_by_rank(kind: &OpKind) -> bool {
             ..
         }
         | OpKind::AllGather { .. }
-        | OpKind::ReduceScatter { .. } => false,
+        | OpKind::ReduceScatter { .. }
+        | OpKind::AllReduce { .. }
+        | OpKind::Model { .. } => false,
     }
 }

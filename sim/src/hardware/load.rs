@@ -22,6 +22,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
     ("a100-gemm", include_str!("fitted/a100_gemm.toml")),
     ("a100-nccl", include_str!("fitted/a100_nccl.toml")),
     ("a100-layer", include_str!("fitted/a100_layer.toml")),
+    ("a100-model", include_str!("fitted/a100_model.toml")),
     ("cpu-base", include_str!("fitted/cpu_base.toml")),
 ];
 
@@ -136,7 +137,17 @@ impl Hardware {
                 ));
             }
         }
+        let framework = &self.software.framework;
         let not_negative = [
+            (
+                "software.framework.forward-passes",
+                framework.forward_passes,
+            ),
+            (
+                "software.framework.backward-passes",
+                framework.backward_passes,
+            ),
+            ("software.framework.loss-per-node", framework.loss_per_node),
             ("gpu.kernel-us", self.gpu.kernel_us),
             ("host.launch-us", self.host.launch_us),
             ("host.collective-us", self.host.collective_us),

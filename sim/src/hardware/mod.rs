@@ -148,8 +148,34 @@ pub struct Software {
     pub name: String,
     /// Share of the fitted GEMM rates it reaches.
     pub gemm_efficiency: f64,
+    /// How it runs whole models.
+    #[serde(default)]
+    pub framework: Framework,
     /// Memory it holds on every GPU whatever the program (context, libraries, NCCL), GiB.
     pub reserved_gib: f64,
+}
+
+/// What a framework adds to a model's own work. The default adds nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Framework {
+    /// Bytes of element-wise passes moved over bytes counted, forward.
+    pub forward_passes: f64,
+    /// The same, backward.
+    pub backward_passes: f64,
+    /// Share of the step by which every node beyond the first slows all: input pipelines and
+    /// stragglers, not the network.
+    pub loss_per_node: f64,
+}
+
+impl Default for Framework {
+    fn default() -> Self {
+        Framework {
+            forward_passes: 1.0,
+            backward_passes: 1.0,
+            loss_per_node: 0.0,
+        }
+    }
 }
 
 impl Hardware {

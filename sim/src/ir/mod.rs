@@ -16,8 +16,8 @@ mod work;
 pub use buffer::{Buffer, BufferId, Lifetime};
 pub use critical_path::{PathOp, critical_path, waiting_for_others};
 pub use op::{
-    Elementwise, Expert, ExpertRows, Gradient, Op, OpId, OpKind, Pass, Scope, Stage, Stream,
-    Transport,
+    Elementwise, Expert, ExpertRows, Gradient, Kernels, Op, OpId, OpKind, Pass, Scope, Stage,
+    Stream, Transport,
 };
 pub use per_rank::PerRank;
 pub use placement::{Homes, Placement};

@@ -2,7 +2,7 @@
 //! operation does not build until both interpreters handle it.
 
 use super::{BufferId, PerRank, TrafficId, share_of_chunk};
-use crate::spec::Encode;
+use crate::spec::{DType, Encode};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -46,10 +46,18 @@ pub enum Stage {
     Decode,
     /// All-gather of weights and reduce-scatter of their gradients (r = 0, or r < W/E).
     Weights,
+    /// Attention of a whole model, with its projections and norms.
+    Attention,
+    /// Everything else of a whole model around its MoE layers: dense feed-forwards, embeddings, head.
+    Dense,
+    /// Gradients of what every GPU holds, summed over all GPUs.
+    AllReduce,
+    /// The optimizer's pass over parameters and states.
+    Optimizer,
 }
 
 impl Stage {
-    /// All stages in the order of the layer.
+    /// The stages of an MoE layer, in its order.
     pub const ALL: [Stage; 7] = [
         Stage::Gate,
         Stage::Encode,
@@ -58,6 +66,14 @@ impl Stage {
         Stage::Combine,
         Stage::Decode,
         Stage::Weights,
+    ];
+
+    /// The stages that only a whole model has.
+    pub const MODEL: [Stage; 4] = [
+        Stage::Attention,
+        Stage::Dense,
+        Stage::AllReduce,
+        Stage::Optimizer,
     ];
 
     /// Name in tables and JSON keys.
@@ -70,6 +86,10 @@ impl Stage {
             Stage::Combine => "combine",
             Stage::Decode => "decode",
             Stage::Weights => "weights",
+            Stage::Attention => "attention",
+            Stage::Dense => "dense",
+            Stage::AllReduce => "all_reduce",
+            Stage::Optimizer => "optimizer",
         }
     }
 }
@@ -254,6 +274,52 @@ pub enum Elementwise {
     Gather,
 }
 
+/// Kernels of a model around its MoE layers, on all items of one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernels {
+    /// (rows, input) by a weight (input, output); backward the gradients of both.
+    Linear {
+        /// Rows.
+        rows: u64,
+        /// Input channels.
+        input: u64,
+        /// Output channels.
+        output: u64,
+    },
+    /// `batch` products (m, k) by (k, n) of activations; backward the gradients of both.
+    Product {
+        /// Products.
+        batch: u64,
+        /// Rows.
+        m: u64,
+        /// Columns.
+        n: u64,
+        /// The summed extent.
+        k: u64,
+    },
+    /// Attention in one kernel that keeps its scores on chip; backward computes them again.
+    FusedAttention {
+        /// Heads times sequences.
+        batch: u64,
+        /// Queries of a sequence.
+        queries: u64,
+        /// Keys that a query sees on average.
+        keys: u64,
+        /// Channels of a head: those of queries and keys plus those of values.
+        channels: u64,
+    },
+    /// Passes over memory.
+    Pass {
+        /// Kernels, forward; the backward pass launches as many.
+        kernels: u64,
+        /// Bytes read and written, forward.
+        forward: u64,
+        /// Bytes read and written, backward.
+        backward: u64,
+    },
+}
+
 /// What an operation does. Row counts are token copies; a row has `model_dim` elements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -290,6 +356,8 @@ pub enum OpKind {
     ScoreGradient {
         /// Dense einsum or sparse rows.
         encode: Encode,
+        /// k.
+        top_k: u32,
         /// T.
         tokens: u64,
         /// Token copies that are routed and not dropped, by rank.
@@ -303,6 +371,8 @@ pub enum OpKind {
     Decode {
         /// Dense einsum or sparse rows.
         encode: Encode,
+        /// k.
+        top_k: u32,
         /// T.
         tokens: u64,
         /// Token copies that are routed and not dropped, by rank.
@@ -355,6 +425,18 @@ pub enum OpKind {
         /// Bytes of the full gradient.
         bytes: u64,
     },
+    /// All-reduce over all ranks.
+    AllReduce {
+        /// Bytes of the buffer.
+        bytes: u64,
+    },
+    /// Part of a model around its MoE layers.
+    Model {
+        /// Which kernels.
+        kernels: Kernels,
+        /// Number type of their products, which may differ from that of the MoE layers.
+        dtype: DType,
+    },
 }
 
 impl OpKind {
@@ -363,13 +445,14 @@ impl OpKind {
         match self {
             OpKind::Exchange { traffic: id, .. } => Some(traffic[id.0 as usize].scope()),
             OpKind::AllGather { scope, .. } | OpKind::ReduceScatter { scope, .. } => Some(*scope),
-            OpKind::CapacitySync => Some(Scope::World),
+            OpKind::CapacitySync | OpKind::AllReduce { .. } => Some(Scope::World),
             OpKind::Gate { .. }
             | OpKind::Encode { .. }
             | OpKind::Decode { .. }
             | OpKind::ScoreGradient { .. }
             | OpKind::ExpertGemm { .. }
-            | OpKind::Elementwise { .. } => None,
+            | OpKind::Elementwise { .. }
+            | OpKind::Model { .. } => None,
         }
     }
 
@@ -431,6 +514,13 @@ impl OpKind {
             },
             OpKind::AllGather { .. } => "all-gather",
             OpKind::ReduceScatter { .. } => "reduce-scatter",
+            OpKind::AllReduce { .. } => "all-reduce",
+            OpKind::Model { kernels, .. } => match kernels {
+                Kernels::Linear { .. } => "linear",
+                Kernels::Product { .. } => "product",
+                Kernels::FusedAttention { .. } => "attention",
+                Kernels::Pass { .. } => "pass",
+            },
         }
     }
 }

@@ -78,15 +78,27 @@ impl Program {
             Lifetime::External => false,
             Lifetime::Transient => first[buffer] <= index && index <= last[buffer],
         };
-        let live_bytes = |index: usize| -> u64 {
-            (0..self.buffers.len())
-                .filter(|&buffer| alive_at(buffer, index))
-                .map(|buffer| *self.buffers[buffer].bytes.get(rank))
-                .fold(0, u64::saturating_add)
-        };
-        let worst = (0..self.ops.len())
-            .max_by_key(|&index| live_bytes(index))
-            .unwrap_or(0);
+        // Bytes that come to life and die with each operation, summed up as the step goes on.
+        let mut change = vec![(0u64, 0u64); self.ops.len() + 1];
+        for (index, buffer) in self.buffers.iter().enumerate() {
+            let bytes = *buffer.bytes.get(rank);
+            let (from, until) = match buffer.lifetime {
+                Lifetime::Persistent => (0, self.ops.len()),
+                Lifetime::External => continue,
+                Lifetime::Transient if first[index] == usize::MAX => continue,
+                Lifetime::Transient => (first[index], last[index] + 1),
+            };
+            change[from].0 = change[from].0.saturating_add(bytes);
+            change[until].1 = change[until].1.saturating_add(bytes);
+        }
+        let (mut worst, mut most, mut now) = (0, 0u64, 0u128);
+        for (index, (born, dead)) in change[..self.ops.len()].iter().enumerate() {
+            now = now + u128::from(*born) - u128::from(*dead);
+            let bytes = u64::try_from(now).unwrap_or(u64::MAX);
+            if bytes >= most {
+                (worst, most) = (index, bytes);
+            }
+        }
         let live = (0..self.buffers.len())
             .filter(|&buffer| alive_at(buffer, worst))
             .map(|buffer| {
@@ -96,7 +108,7 @@ impl Program {
                 )
             })
             .collect();
-        (live_bytes(worst), live)
+        (most, live)
     }
 }
 
@@ -169,6 +181,11 @@ impl ProgramBuilder {
         self.writer.push(Vec::new());
         self.readers.push(Vec::new());
         id
+    }
+
+    /// Gives `buffer` a size that was not known when it was made.
+    pub fn resize(&mut self, buffer: BufferId, bytes: u64) {
+        self.program.buffers[buffer.0 as usize].bytes = PerRank::Same(bytes);
     }
 
     /// Bytes of a buffer on each rank.

@@ -1,6 +1,6 @@
 //! What an operation asks of a GPU: FLOPs and bytes, written down once for both interpreters.
 
-use super::{Elementwise, Expert, ExpertRows, Gradient, Op, OpKind, Pass};
+use super::{Elementwise, Expert, ExpertRows, Gradient, Kernels, Op, OpKind, Pass};
 use crate::cost::gemm::GemmShape;
 use crate::spec::{DType, Encode};
 
@@ -14,6 +14,14 @@ pub enum Work {
         /// Bytes through HBM.
         bytes: u64,
     },
+    /// As `Memory`, one of the framework's own element-wise kernels: those of a whole model, whose
+    /// number the framework decides.
+    Framework {
+        /// Bytes through HBM.
+        bytes: u64,
+        /// Forward or backward.
+        pass: Pass,
+    },
 }
 
 impl Work {
@@ -21,7 +29,7 @@ impl Work {
     pub fn flops(&self) -> f64 {
         match self {
             Work::Gemm(shape) => shape.flops(),
-            Work::Memory { .. } => 0.0,
+            Work::Memory { .. } | Work::Framework { .. } => 0.0,
         }
     }
 }
@@ -35,7 +43,8 @@ impl Op {
             OpKind::Gate { .. }
             | OpKind::Encode { .. }
             | OpKind::Decode { .. }
-            | OpKind::ScoreGradient { .. } => {
+            | OpKind::ScoreGradient { .. }
+            | OpKind::Model { .. } => {
                 let work = self.kind.work(self.pass, 0, dtype);
                 work.iter().any(|work| matches!(work, Work::Gemm(_)))
             }
@@ -43,7 +52,8 @@ impl Op {
             | OpKind::CapacitySync
             | OpKind::Exchange { .. }
             | OpKind::AllGather { .. }
-            | OpKind::ReduceScatter { .. } => false,
+            | OpKind::ReduceScatter { .. }
+            | OpKind::AllReduce { .. } => false,
         }
     }
 }
@@ -95,7 +105,9 @@ impl OpKind {
             OpKind::CapacitySync
             | OpKind::Exchange { .. }
             | OpKind::AllGather { .. }
-            | OpKind::ReduceScatter { .. } => Vec::new(),
+            | OpKind::ReduceScatter { .. }
+            | OpKind::AllReduce { .. } => Vec::new(),
+            OpKind::Model { kernels, dtype } => model_work(kernels, pass, *dtype),
             OpKind::Encode {
                 encode,
                 tokens,
@@ -124,6 +136,7 @@ impl OpKind {
             }
             OpKind::Decode {
                 encode,
+                top_k,
                 tokens,
                 copies,
                 slots,
@@ -132,10 +145,13 @@ impl OpKind {
                 let (copies, slots, d) = (*copies.get(rank), *slots.get(rank), *model_dim);
                 let tec = tokens * slots;
                 match (encode, pass) {
-                    // einsum("TE,TC->TEC") per choice and their sum (k = 2: 2 writes, then 2 reads
+                    // einsum("TE,TC->TEC") per choice (k writes) and, of several, their sum (k reads
                     // and a write), then einsum("TEC,ECM->TM").
                     (Encode::Dense, Pass::Forward) => {
-                        vec![memory(2 * tec), memory(3 * tec), gemm(*tokens, d, slots)]
+                        let k = u64::from(*top_k);
+                        let sum = (k > 1).then(|| memory((k + 1) * tec));
+                        let parts = std::iter::once(memory(k * tec)).chain(sum);
+                        parts.chain([gemm(*tokens, d, slots)]).collect()
                     }
                     // einsum("TEC,TM->ECM").
                     (Encode::Dense, Pass::Backward) => vec![gemm(slots, d, *tokens)],
@@ -149,6 +165,7 @@ impl OpKind {
             }
             OpKind::ScoreGradient {
                 encode,
+                top_k,
                 tokens,
                 copies,
                 slots,
@@ -159,7 +176,9 @@ impl OpKind {
                 match encode {
                     // einsum("TM,ECM->TEC"), and the result read once a choice.
                     Encode::Dense => {
-                        vec![gemm(*tokens, slots, d), memory(2 * tec), memory(2 * tec)]
+                        let mut works = vec![gemm(*tokens, slots, d)];
+                        works.extend((0..*top_k).map(|_| memory(2 * tec)));
+                        works
                     }
                     // K2: row-wise dot products.
                     Encode::Sparse => vec![memory(2 * copies * d)],
@@ -194,6 +213,79 @@ impl OpKind {
                     }
                 };
                 vec![memory(one_way * elements)]
+            }
+        }
+    }
+}
+
+fn model_work(kernels: &Kernels, pass: Pass, dtype: DType) -> Vec<Work> {
+    let gemm = |m, n, k| Work::Gemm(GemmShape::dense(m, n, k, dtype));
+    let products = |batch, m, n, k| Work::Gemm(GemmShape::batched(batch, m, n, k, dtype));
+    match (*kernels, pass) {
+        (
+            Kernels::Linear {
+                rows,
+                input,
+                output,
+            },
+            Pass::Forward,
+        ) => vec![gemm(rows, output, input)],
+        (
+            Kernels::Linear {
+                rows,
+                input,
+                output,
+            },
+            Pass::Backward,
+        ) => vec![gemm(rows, input, output), gemm(input, output, rows)],
+        (Kernels::Product { batch, m, n, k }, Pass::Forward) => vec![products(batch, m, n, k)],
+        (Kernels::Product { batch, m, n, k }, Pass::Backward) => {
+            vec![products(batch, m, k, n), products(batch, k, n, m)]
+        }
+        // Scores never reach HBM, so no product of this shape is launched. A product of the same
+        // FLOPs whose operands are about as large as queries, keys and values stands for it: the
+        // extents n = k with n·k = keys·channels. Backward computes the scores again: five products for two.
+        (
+            Kernels::FusedAttention {
+                batch,
+                queries,
+                keys,
+                channels,
+            },
+            pass,
+        ) => {
+            let side = (keys * channels).isqrt().max(1);
+            let rows = match pass {
+                Pass::Forward => queries,
+                Pass::Backward => queries * 5 / 2,
+            };
+            vec![products(
+                batch,
+                rows,
+                side,
+                (keys * channels).div_ceil(side),
+            )]
+        }
+        (
+            Kernels::Pass {
+                kernels,
+                forward,
+                backward,
+            },
+            pass,
+        ) => {
+            let bytes = match pass {
+                Pass::Forward => forward,
+                Pass::Backward => backward,
+            };
+            let kernels = kernels.max(1);
+            let work = Work::Framework {
+                bytes: bytes / kernels,
+                pass,
+            };
+            match bytes {
+                0 => Vec::new(),
+                _ => vec![work; kernels as usize],
             }
         }
     }

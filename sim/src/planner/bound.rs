@@ -91,12 +91,16 @@ fn floor_of(
             model.host_launch(),
         ),
         OpKind::CapacitySync => (model.capacity_sync(program).time, model.host_launch()),
+        OpKind::AllReduce { bytes } => {
+            (model.all_reduce(program, *bytes).time, model.host_launch())
+        }
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. } => {
+        | OpKind::Elementwise { .. }
+        | OpKind::Model { .. } => {
             let work = op.kind.work(op.pass, rank, program.dtype);
             let time = |work: &Work| {
                 *kernels
@@ -125,7 +129,9 @@ fn busiest_rank(program: &Program) -> usize {
         | OpKind::Elementwise { .. }
         | OpKind::Exchange { .. }
         | OpKind::AllGather { .. }
-        | OpKind::ReduceScatter { .. } => None,
+        | OpKind::ReduceScatter { .. }
+        | OpKind::AllReduce { .. }
+        | OpKind::Model { .. } => None,
     });
     uneven.map_or(0, |rows| {
         (0..program.world_size)

@@ -84,6 +84,9 @@ pub struct ResolvedLayer {
     pub world_size: u64,
     /// E: experts over all GPUs.
     pub num_experts: u64,
+    /// Experts the gate chooses among: E, or fewer where some are held several times
+    /// ([`crate::balance`]).
+    pub gate_experts: u64,
     /// Whole experts a GPU holds: E/W, or 1 where an expert spans several GPUs.
     pub local_experts: u64,
     /// GPUs that share one expert: W/E, or 1 where a GPU holds whole experts.
@@ -141,6 +144,7 @@ impl LayerSpec {
             spec: self.clone(),
             world_size,
             num_experts,
+            gate_experts: num_experts,
             local_experts,
             sharded_count,
         })

@@ -123,7 +123,7 @@ impl Priced {
     fn of(estimate: Estimate, work: &[Work]) -> Priced {
         let copied = work.iter().map(|work| match work {
             Work::Gemm(_) => 0,
-            Work::Memory { bytes } => *bytes,
+            Work::Memory { bytes } | Work::Framework { bytes, .. } => *bytes,
         });
         Priced {
             estimate,
@@ -430,6 +430,7 @@ fn copy(
     let op = match kernel {
         Kernel::Decode => OpKind::Decode {
             encode,
+            top_k: spec.top_k,
             tokens,
             copies,
             slots,

@@ -202,7 +202,9 @@ impl Events {
                 args["bytes_received"] = json!(traffic.received_by(rank, program.world_size));
                 args["peers"] = json!(traffic.scope().group_size(program.world_size) - 1);
             }
-            OpKind::AllGather { bytes, .. } | OpKind::ReduceScatter { bytes, .. } => {
+            OpKind::AllGather { bytes, .. }
+            | OpKind::ReduceScatter { bytes, .. }
+            | OpKind::AllReduce { bytes } => {
                 args["bytes"] = json!(bytes);
             }
             OpKind::Gate { .. }
@@ -211,7 +213,8 @@ impl Events {
             | OpKind::ScoreGradient { .. }
             | OpKind::Decode { .. }
             | OpKind::ExpertGemm { .. }
-            | OpKind::Elementwise { .. } => {
+            | OpKind::Elementwise { .. }
+            | OpKind::Model { .. } => {
                 let work = op.kind.work(op.pass, rank, program.dtype);
                 args["flops"] = json!(work.iter().map(|work| work.flops()).sum::<f64>());
             }

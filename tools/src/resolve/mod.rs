@@ -298,6 +298,14 @@ fn gemm_table(given: &Given) -> Option<PathBuf> {
     flag.or_else(|| of_file().map(|path| given.beside(path)))
 }
 
+/// The strategies named by flags or the study file, or `defaults`.
+///
+/// # Errors
+/// A strategy that cannot be read.
+pub fn strategies(given: &Given, defaults: &[Planned]) -> Result<Vec<Planned>, Error> {
+    strategies::planned(given, defaults)
+}
+
 /// The cluster's name or file, and its constants.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ mod plan;
 mod top_k;
 mod trace;
 mod trace_import;
+mod whole;
 
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use economy::EconomySettings;
@@ -19,6 +20,7 @@ pub use plan::{Budget, Duration, PlanSettings};
 pub use top_k::TopK;
 pub use trace::{ShapeSettings, TraceSettings};
 pub use trace_import::ImportSettings;
+pub use whole::{BalanceSettings, ModelSettings, WorldSettings};
 
 use clap::Args;
 use moeplan_sim::spec::{
@@ -35,6 +37,10 @@ fn dtype(text: &str) -> Result<DType, String> {
 
 fn choice<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Choice<T>, String> {
     text.parse()
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A whole study, as `--config` reads it.
@@ -79,6 +85,15 @@ pub struct Study {
     pub collective: CollectiveSettings,
     /// `kernel`.
     pub kernel: KernelSettings,
+    /// `model`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub model: ModelSettings,
+    /// `balance`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub balance: BalanceSettings,
+    /// `goodput`: what goes wrong.
+    #[serde(skip_serializing_if = "is_default")]
+    pub world: WorldSettings,
     /// `trace`: what is measured.
     pub trace: TraceSettings,
     /// `trace generate` and `trace resample`: the shape of what is written.

@@ -4,6 +4,7 @@ use moeplan_sim::compile::{Load, Routing};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::nccl::NcclError;
 use moeplan_sim::hardware::Hardware;
+use moeplan_sim::model::{self, ModelRun, Moe, Variant};
 use moeplan_sim::policy::{best, candidates};
 use moeplan_sim::simulate::{Scenario, Step};
 use moeplan_sim::spec::{
@@ -64,6 +65,38 @@ impl Lab {
     /// As [`Lab::step`].
     pub fn ms(&self, layer: &LayerSpec, gpus: u64, strategy: &Strategy) -> Result<f64, SpecError> {
         Ok(self.step(layer, gpus, strategy)?.time.as_ms_f64())
+    }
+}
+
+impl Lab {
+    /// Images per second and GPU of the model `name`, its MoE layers changed by `change`, 8 GPUs a node.
+    ///
+    /// # Errors
+    /// A setting the model cannot run.
+    pub fn images(
+        &self,
+        name: &str,
+        gpus: u64,
+        phase: Phase,
+        variant: &Variant,
+        change: impl Fn(&mut Moe),
+    ) -> Result<f64, SpecError> {
+        let unknown = || SpecError::new("model", "a preset", name);
+        let model = model::preset(name, 1)
+            .ok_or_else(unknown)?
+            .map_err(|_| unknown())?;
+        let model = model.with_moe(change);
+        let run = ModelRun {
+            model: &model,
+            hardware: &self.hardware,
+            prices: &self.model,
+            gpus,
+            gpus_per_node: self.hardware.node.gpus,
+            batch: model.batch,
+            phase,
+            shard_states: false,
+        };
+        Ok(model::step(&run, variant)?.rate_per_gpu)
     }
 }
 

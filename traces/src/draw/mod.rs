@@ -13,7 +13,7 @@ const DRAWN_COPIES: u64 = 1 << 22;
 
 /// A stream of random numbers of its own for every purpose, step, layer and rank: adding a draw
 /// in one place does not move any other.
-pub(crate) fn stream(seed: u64, purpose: &str, step: u64, layer: u32, rank: u32) -> ChaCha8Rng {
+pub fn stream(seed: u64, purpose: &str, step: u64, layer: u32, rank: u32) -> ChaCha8Rng {
     // FNV-1a, for the purpose; everything else fits into the 32-byte seed as it is.
     let mut name = 0xcbf2_9ce4_8422_2325_u64;
     for byte in purpose.bytes() {

@@ -73,7 +73,7 @@ pub(super) fn repository_plot() -> Vec<Case> {
     cases
 }
 
-/// Figures whose setting is not stated, or that need a whole model.
+/// Figures whose setting is not stated.
 pub(super) fn not_simulated() -> Vec<Case> {
     let row = |id: String, source: &'static str, quantity: String, unit, published, note| Case {
         id,
@@ -142,59 +142,6 @@ pub(super) fn not_simulated() -> Vec<Case> {
             "ms",
             published,
             naive,
-        ));
-    }
-    let whole = "needs a whole model: issue 7";
-    let images = [
-        (8, [(291.0, 1198.0), (240.0, 507.0), (274.0, 1053.0)]),
-        (32, [(288.0, 1195.0), (162.0, 455.0), (249.0, 892.0)]),
-        (128, [(256.0, 1103.0), (146.0, 375.0), (226.0, 792.0)]),
-    ];
-    for (gpus, systems) in images {
-        for (name, (train, infer)) in ["dense", "fairseq", "tutel"].into_iter().zip(systems) {
-            for (what, published) in [("train", train), ("infer", infer)] {
-                let quantity = format!("SwinV2-MoE-B, {name}, {what}, {gpus} GPUs");
-                cases.push(row(
-                    format!("table7/{gpus}/{name}/{what}"),
-                    "Table 7",
-                    quantity,
-                    "images/s",
-                    published,
-                    whole,
-                ));
-            }
-        }
-    }
-    let models = [
-        ("S-dense", 350.0, 1604.0),
-        ("S-E8", 292.0, 1150.0),
-        ("S-E32", 295.0, 1159.0),
-        ("B-dense", 288.0, 1195.0),
-        ("B-E8", 247.0, 893.0),
-        ("B-E32", 249.0, 892.0),
-        ("B-E32-k2", 206.0, 679.0),
-    ];
-    for (name, train, infer) in models {
-        for (what, published) in [("train", train), ("infer", infer)] {
-            cases.push(row(
-                format!("table12/{name}/{what}"),
-                "Tables 11, 12",
-                format!("SwinV2 {name}, {what}"),
-                "images/s",
-                published,
-                whole,
-            ));
-        }
-    }
-    for (factor, published) in [("1.25", 839.0), ("0.5", 1001.0)] {
-        let quantity = format!("SwinV2-MoE-B inference at f = {factor}");
-        cases.push(row(
-            format!("table12/f{factor}"),
-            "Tables 11, 12",
-            quantity,
-            "images/s",
-            published,
-            whole,
         ));
     }
     cases

@@ -3,12 +3,14 @@
 mod adaptive;
 mod elsewhere;
 mod layer;
+mod model;
 
 use super::lab::Lab;
 use super::{Outcome, Status};
 use adaptive::{figure12, figure13, table6};
 use elsewhere::{first_version, not_simulated, repository_plot};
 use layer::{figure14, table2, table5};
+use model::{table7, table12};
 use moeplan_sim::spec::SpecError;
 use rayon::prelude::*;
 
@@ -37,6 +39,8 @@ pub fn outcomes(lab: &Lab) -> Result<Vec<Outcome>, SpecError> {
     cases.extend(table5());
     cases.extend(figure13());
     cases.extend(figure12());
+    cases.extend(table7());
+    cases.extend(table12());
     cases.extend(first_version());
     cases.extend(repository_plot());
     cases.extend(not_simulated());

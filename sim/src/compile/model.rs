@@ -1,0 +1,382 @@
+//! A whole model's step as one program: its parts in order, its MoE layers by the code that compiles a
+//! lone layer, then everything backward, gradients summed as they come, and the optimizer.
+
+use super::tensors::{Shapes, Weights};
+use super::{Load, Plan, Source, backward, check, forward};
+use crate::ir::{
+    BufferId, Kernels, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stage, Stream,
+};
+use crate::model::{ModelSpec, Part, Section, Work};
+use crate::spec::{Phase, ResolvedLayer, SpecError};
+
+/// Bytes of gradients that are all-reduced together (the default of PyTorch's DistributedDataParallel).
+const BUCKET_BYTES: u64 = 25 << 20;
+
+/// How one MoE layer of a model is run.
+#[derive(Debug)]
+pub struct MoeRun {
+    /// The layer on its world, with all tokens of a GPU's items.
+    pub layer: ResolvedLayer,
+    /// Its routing under the plan's capacity.
+    pub load: Load,
+    /// All choices made.
+    pub plan: Plan,
+}
+
+/// Everything a model's program is compiled from.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelSource<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// One an MoE layer, in order.
+    pub moe: &'a [&'a MoeRun],
+    /// Items of a GPU.
+    pub items: u64,
+    /// W.
+    pub world_size: u64,
+    /// m: GPUs a node.
+    pub gpus_per_node: u64,
+    /// Forward only, or a training step.
+    pub phase: Phase,
+    /// Whether every GPU keeps 1/W of the optimizer's states of what all hold (ZeRO-1): gradients are
+    /// reduce-scattered, updated parameters all-gathered.
+    pub shard_states: bool,
+}
+
+/// Compiles one step of a model: data parallel around its MoE layers, whose experts are spread over
+/// all GPUs. Gradients of experts are not summed: no two GPUs hold the same.
+///
+/// # Errors
+/// A plan that a layer cannot run, or nodes that do not divide the world.
+pub fn compile_model(source: ModelSource<'_>) -> Result<Program, SpecError> {
+    let moe: Vec<Source<'_>> = source.moe.iter().map(|run| source.of(run)).collect();
+    moe.iter().try_for_each(check)?;
+    let mut writer = Writer::new(source);
+    let forward = writer.forward(&moe);
+    if source.phase == Phase::Training {
+        writer.backward(&moe, forward);
+        writer.update();
+    }
+    Ok(writer.builder.finish())
+}
+
+impl<'a> ModelSource<'a> {
+    fn of(&self, run: &'a MoeRun) -> Source<'a> {
+        Source {
+            layer: &run.layer,
+            gpus_per_node: self.gpus_per_node,
+            plan: run.plan,
+            load: &run.load,
+            phase: self.phase,
+        }
+    }
+}
+
+/// What the backward pass needs of a part.
+enum Kept {
+    /// A dense part and what it saved.
+    Dense(Option<BufferId>),
+    /// An MoE layer.
+    Moe(Box<(Shapes, Weights, forward::Saved)>),
+}
+
+struct Writer<'a> {
+    source: ModelSource<'a>,
+    builder: ProgramBuilder,
+    weights: BufferId,
+    /// Gradient buckets, in the order of the backward pass.
+    buckets: Vec<BufferId>,
+    /// Parameters gathered for the next bucket.
+    open: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(source: ModelSource<'a>) -> Self {
+        let (world, node) = (source.world_size as usize, source.gpus_per_node as usize);
+        // The program's type is that of its MoE layers; everything else states its own.
+        let dtype = source.moe.first().map(|run| run.layer.spec.dtype);
+        let dtype = dtype.unwrap_or(source.model.dtype);
+        let mut builder = ProgramBuilder::new(world, node, dtype);
+        let parameters = source.parameters();
+        let width = source.model.dtype.bytes();
+        let weights = builder.persistent("parameters", parameters * width);
+        if source.phase == Phase::Training {
+            let state = if width == 2 { 12 } else { 8 };
+            let bytes = (parameters * state).div_ceil(source.shards());
+            builder.persistent("optimizer state (Adam)", bytes);
+        }
+        Writer {
+            source,
+            builder,
+            weights,
+            buckets: Vec::new(),
+            open: 0,
+        }
+    }
+
+    fn forward(&mut self, moe: &[Source<'_>]) -> Vec<Kept> {
+        let mut moe = moe.iter();
+        let mut flow = self.builder.external("input", PerRank::Same(0));
+        let mut kept = Vec::new();
+        for part in &self.source.model.parts {
+            let Some(kernels) = self.source.kernels(part) else {
+                let source = moe.next().expect("one run an MoE layer");
+                let shapes = Shapes::new(source);
+                let (layer, phase) = (source.layer, source.phase);
+                let r = source.plan.adaptive_r;
+                let weights = Weights::allocate(&mut self.builder, layer, r, phase);
+                let (saved, output) =
+                    forward::emit(&mut self.builder, source, &shapes, &weights, flow);
+                flow = output;
+                kept.push(Kept::Moe(Box::new((shapes, weights, saved))));
+                continue;
+            };
+            self.builder.at(stage(part), Pass::Forward, 0);
+            let output = self.output(part, flow);
+            let mut writes = vec![output];
+            let saved = self.source.saved(part).map(|bytes| {
+                self.builder
+                    .buffer("kept for backward", PerRank::Same(bytes))
+            });
+            writes.extend(saved);
+            let reads = [flow, self.weights];
+            let kind = self.source.op(kernels);
+            self.builder.push(Stream::Compute, kind, &reads, &writes);
+            flow = output;
+            kept.push(Kept::Dense(saved));
+        }
+        kept
+    }
+
+    /// Where a part writes: passes work in place.
+    fn output(&mut self, part: &Part, flow: BufferId) -> BufferId {
+        match self.source.output_bytes(part) {
+            Some(bytes) => self.builder.buffer("activation", PerRank::Same(bytes)),
+            None => flow,
+        }
+    }
+
+    fn backward(&mut self, moe: &[Source<'_>], kept: Vec<Kept>) {
+        let mut moe = moe.iter().rev();
+        let mut flow = self.builder.external("output gradient", PerRank::Same(0));
+        let parts = &self.source.model.parts;
+        let mut bucket = self.bucket();
+        for (part, kept) in parts.iter().zip(kept).rev() {
+            match kept {
+                Kept::Dense(saved) => {
+                    let Some(kernels) = self.source.kernels(part) else {
+                        continue;
+                    };
+                    self.builder.at(stage(part), Pass::Backward, 0);
+                    let gradient = match self.source.input_bytes(part) {
+                        Some(bytes) => self.builder.buffer("gradient", PerRank::Same(bytes)),
+                        None => flow,
+                    };
+                    let mut reads = vec![flow, self.weights];
+                    reads.extend(saved);
+                    let kind = self.source.op(kernels);
+                    let writes = [gradient, bucket];
+                    self.builder.push(Stream::Compute, kind, &reads, &writes);
+                    flow = gradient;
+                }
+                Kept::Moe(layer) => {
+                    let (shapes, weights, saved) = *layer;
+                    let source = moe.next().expect("one run an MoE layer");
+                    let builder = &mut self.builder;
+                    flow = backward::emit(builder, source, &shapes, &weights, saved, flow);
+                }
+            }
+            self.open += part.shared_parameters();
+            if self.open * self.source.model.gradient_bytes >= BUCKET_BYTES {
+                self.reduce(bucket);
+                bucket = self.bucket();
+            }
+        }
+        self.reduce(bucket);
+    }
+
+    fn bucket(&mut self) -> BufferId {
+        // Sized when it is full.
+        let id = self.builder.persistent("gradients", 0);
+        self.buckets.push(id);
+        id
+    }
+
+    /// Sums a full bucket over all GPUs while the backward pass goes on.
+    fn reduce(&mut self, bucket: BufferId) {
+        let parameters = std::mem::take(&mut self.open);
+        self.builder
+            .resize(bucket, parameters * self.source.model.dtype.bytes());
+        if self.source.world_size == 1 || parameters == 0 {
+            return;
+        }
+        let bytes = parameters * self.source.model.gradient_bytes;
+        let kind = if self.source.shard_states {
+            OpKind::ReduceScatter {
+                scope: Scope::World,
+                bytes,
+            }
+        } else {
+            OpKind::AllReduce { bytes }
+        };
+        self.builder.at(Stage::AllReduce, Pass::Backward, 0);
+        let stream = Stream::Communication;
+        self.builder.push(stream, kind, &[bucket], &[bucket]);
+    }
+
+    /// The optimizer, and the all-gather of what it updated where states are sharded.
+    fn update(&mut self) {
+        let (source, model) = (self.source, self.source.model);
+        let local: u64 = source
+            .moe
+            .iter()
+            .map(|run| run.layer.local_parameters())
+            .sum();
+        let parameters = source.parameters().div_ceil(source.shards()) + local;
+        let tensors = model.parts.iter().filter(|p| p.shared_parameters() > 0);
+        let kernels = Kernels::Pass {
+            kernels: model.optimizer_kernels * tensors.count() as u64,
+            forward: parameters * model.optimizer_bytes,
+            backward: 0,
+        };
+        self.builder.at(Stage::Optimizer, Pass::Forward, 0);
+        let (reads, writes) = (self.buckets.clone(), [self.weights]);
+        let kind = source.op(kernels);
+        self.builder.push(Stream::Compute, kind, &reads, &writes);
+        if source.shards() > 1 {
+            self.builder.at(Stage::AllReduce, Pass::Forward, 0);
+            let kind = OpKind::AllGather {
+                scope: Scope::World,
+                bytes: source.parameters() * model.dtype.bytes(),
+            };
+            let stream = Stream::Communication;
+            self.builder.push(stream, kind, &writes, &writes);
+        }
+    }
+}
+
+impl ModelSource<'_> {
+    /// Parameters that every GPU holds, but for gates: those are with their layers.
+    fn parameters(&self) -> u64 {
+        let dense = |part: &&Part| !matches!(part.work, Work::Moe(_));
+        let parts = self.model.parts.iter().filter(dense);
+        parts.map(Part::shared_parameters).sum()
+    }
+
+    fn shards(&self) -> u64 {
+        if self.shard_states {
+            self.world_size
+        } else {
+            1
+        }
+    }
+
+    fn op(&self, kernels: Kernels) -> OpKind {
+        OpKind::Model {
+            kernels,
+            dtype: self.model.dtype,
+        }
+    }
+
+    /// What a part does with all items of a GPU; `None` for an MoE layer.
+    fn kernels(&self, part: &Part) -> Option<Kernels> {
+        let items = self.items;
+        Some(match part.work {
+            Work::Linear {
+                rows,
+                input,
+                output,
+                ..
+            } => Kernels::Linear {
+                rows: rows * items,
+                input,
+                output,
+            },
+            Work::Product { batch, m, n, k } => Kernels::Product {
+                batch: batch * items,
+                m,
+                n,
+                k,
+            },
+            Work::FusedAttention {
+                heads,
+                queries,
+                keys,
+                channels,
+            } => Kernels::FusedAttention {
+                batch: heads * items,
+                queries,
+                keys,
+                channels,
+            },
+            Work::Pass(pass) => Kernels::Pass {
+                kernels: pass.kernels,
+                forward: items.saturating_mul(match self.phase {
+                    Phase::Forward => pass.forward,
+                    Phase::Training => pass.forward + pass.training,
+                }),
+                backward: items.saturating_mul(pass.backward),
+            },
+            Work::Moe(_) => return None,
+        })
+    }
+
+    fn bytes(&self, elements: u64) -> u64 {
+        elements
+            .saturating_mul(self.items)
+            .saturating_mul(self.model.dtype.bytes())
+    }
+
+    /// Bytes a part writes; `None` where it works in place.
+    fn output_bytes(&self, part: &Part) -> Option<u64> {
+        match part.work {
+            Work::Linear { rows, output, .. } => Some(self.bytes(rows * output)),
+            Work::Product { batch, m, n, .. } => Some(self.bytes(batch * m * n)),
+            Work::FusedAttention {
+                heads,
+                queries,
+                channels,
+                ..
+            } => Some(self.bytes(heads * queries * channels.div_ceil(2))),
+            Work::Pass(_) | Work::Moe(_) => None,
+        }
+    }
+
+    /// Bytes of the gradient of a part's input; `None` where it works in place.
+    fn input_bytes(&self, part: &Part) -> Option<u64> {
+        match part.work {
+            Work::Linear { rows, input, .. } => Some(self.bytes(rows * input)),
+            Work::Product { batch, m, n, k } => Some(self.bytes(batch * k * (m + n))),
+            Work::FusedAttention {
+                heads,
+                queries,
+                channels,
+                ..
+            } => Some(self.bytes(heads * queries * channels * 3 / 2)),
+            Work::Pass(_) | Work::Moe(_) => None,
+        }
+    }
+
+    /// Bytes a part keeps for its backward pass: a product its operands, attention also its output, a
+    /// pass what it says.
+    fn saved(&self, part: &Part) -> Option<u64> {
+        if self.phase == Phase::Forward {
+            return None;
+        }
+        let bytes = match part.work {
+            Work::Linear { rows, input, .. } => self.bytes(rows * input),
+            Work::FusedAttention { .. } => self.input_bytes(part)? + self.output_bytes(part)?,
+            Work::Product { .. } => self.input_bytes(part)?,
+            Work::Pass(pass) => pass.saved.saturating_mul(self.items),
+            Work::Moe(_) => return None,
+        };
+        (bytes > 0).then_some(bytes)
+    }
+}
+
+const fn stage(part: &Part) -> Stage {
+    match part.section {
+        Section::Attention => Stage::Attention,
+        Section::Dense => Stage::Dense,
+    }
+}

@@ -1,0 +1,324 @@
+//! Whole models: what runs around MoE layers, as data. Parameters, FLOPs, memory and time all follow
+//! from the same list of parts.
+//!
+//! [`compile_model`](crate::compile::compile_model) writes a model's step as one [`Program`](crate::ir::Program),
+//! its MoE layers by the very code that compiles a lone layer; [`step`] prices and plays it.
+
+mod decoder;
+mod hugging_face;
+mod presets;
+mod step;
+mod swin;
+
+pub use hugging_face::{ConfigError, from_config};
+pub use presets::{PRESETS, Published, preset, published};
+pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step};
+
+use crate::spec::DType;
+
+/// What a model is fed and what its rate is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// An item is an image; rates are images per second.
+    Images,
+    /// An item is a sequence of this many tokens; rates are tokens per second.
+    Tokens(u64),
+}
+
+impl Unit {
+    /// Units of an item.
+    pub const fn per_item(self) -> u64 {
+        match self {
+            Unit::Images => 1,
+            Unit::Tokens(tokens) => tokens,
+        }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unit::Images => "images",
+            Unit::Tokens(_) => "tokens",
+        }
+    }
+}
+
+/// Which row of the breakdown a part belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// Attention, its projections, norms and residuals.
+    Attention,
+    /// Dense feed-forwards, embeddings, the head.
+    Dense,
+}
+
+/// An MoE feed-forward within a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moe {
+    /// Tokens of one item.
+    pub tokens: u64,
+    /// D.
+    pub model_dim: u64,
+    /// H of an expert.
+    pub hidden_dim: u64,
+    /// Whether an expert has a third matrix, whose output gates the first's (SwiGLU).
+    pub gated: bool,
+    /// Whether experts have biases.
+    pub bias: bool,
+    /// E.
+    pub experts: u64,
+    /// k.
+    pub top_k: u32,
+    /// Capacity setting x.
+    pub capacity_factor: f64,
+    /// Number type of its tensors and products.
+    pub dtype: DType,
+}
+
+impl Moe {
+    /// Hidden channels of a two-matrix expert of as many parameters: 3/2 H where it is gated, since
+    /// the program of an expert has two products. FLOPs, weight bytes and messages are then exact; the
+    /// shape of the products is not.
+    pub const fn plain_hidden_dim(&self) -> u64 {
+        if self.gated {
+            self.hidden_dim * 3 / 2
+        } else {
+            self.hidden_dim
+        }
+    }
+
+    /// Parameters of one expert.
+    pub const fn expert_parameters(&self) -> u64 {
+        let matrices = if self.gated { 3 } else { 2 };
+        let biases = match (self.bias, self.gated) {
+            (false, _) => 0,
+            (true, false) => self.hidden_dim + self.model_dim,
+            (true, true) => 2 * self.hidden_dim + self.model_dim,
+        };
+        matrices * self.model_dim * self.hidden_dim + biases
+    }
+
+    /// Parameters of the gate.
+    pub const fn gate_parameters(&self) -> u64 {
+        self.model_dim * self.experts
+    }
+
+    /// Multiply-adds of one item in the experts.
+    fn macs(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        // A fixed capacity factor multiplies padding too, and less than 1 drops copies.
+        let rows = self.tokens as f64 * f64::from(self.top_k) * self.capacity_factor.max(0.0);
+        let rows = if self.capacity_factor > 0.0 {
+            rows
+        } else {
+            self.tokens as f64 * f64::from(self.top_k)
+        };
+        rows * matrices * self.model_dim as f64 * self.hidden_dim as f64
+    }
+}
+
+/// What a part does with one item.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Work {
+    /// (rows, input) by a weight (input, output).
+    Linear {
+        /// Rows of one item.
+        rows: u64,
+        /// Input channels.
+        input: u64,
+        /// Output channels.
+        output: u64,
+        /// Parameters of a bias.
+        bias: u64,
+    },
+    /// `batch` products (m, k) by (k, n) of activations.
+    Product {
+        /// Products of one item.
+        batch: u64,
+        /// Rows.
+        m: u64,
+        /// Columns.
+        n: u64,
+        /// The summed extent.
+        k: u64,
+    },
+    /// Attention in one kernel that keeps its scores on chip.
+    FusedAttention {
+        /// Heads.
+        heads: u64,
+        /// Queries.
+        queries: u64,
+        /// Keys a query sees on average.
+        keys: u64,
+        /// Channels of a head: those of queries and keys plus those of values.
+        channels: u64,
+    },
+    /// Passes over memory.
+    Pass(Pass),
+    /// An MoE feed-forward.
+    Moe(Moe),
+}
+
+/// Bytes that element-wise kernels move for one item.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pass {
+    /// Kernels.
+    pub kernels: u64,
+    /// Bytes read and written, forward.
+    pub forward: u64,
+    /// Bytes read and written, backward.
+    pub backward: u64,
+    /// Bytes more, forward, in training only.
+    pub training: u64,
+    /// Bytes kept for the backward pass.
+    pub saved: u64,
+    /// Parameters it uses.
+    pub parameters: u64,
+}
+
+/// One part of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// Which row of the breakdown.
+    pub section: Section,
+    /// What it does.
+    pub work: Work,
+}
+
+impl Part {
+    /// Multiply-adds of one item.
+    pub fn macs(&self) -> f64 {
+        let product = |extents: &[u64]| extents.iter().map(|&extent| extent as f64).product();
+        match self.work {
+            Work::Linear {
+                rows,
+                input,
+                output,
+                ..
+            } => product(&[rows, input, output]),
+            Work::Product { batch, m, n, k } => product(&[batch, m, n, k]),
+            Work::FusedAttention {
+                heads,
+                queries,
+                keys,
+                channels,
+            } => product(&[heads, queries, keys, channels]),
+            Work::Pass(_) => 0.0,
+            Work::Moe(moe) => moe.macs() + product(&[moe.tokens, moe.gate_parameters()]),
+        }
+    }
+
+    /// Parameters that every GPU holds: all but experts.
+    pub const fn shared_parameters(&self) -> u64 {
+        match self.work {
+            Work::Linear {
+                input,
+                output,
+                bias,
+                ..
+            } => input * output + bias,
+            Work::Product { .. } | Work::FusedAttention { .. } => 0,
+            Work::Pass(pass) => pass.parameters,
+            Work::Moe(moe) => moe.gate_parameters(),
+        }
+    }
+
+    /// Parameters of experts, of which one token uses `used`.
+    const fn expert_parameters(&self, used: bool) -> u64 {
+        match self.work {
+            Work::Moe(moe) => {
+                let experts = if used { moe.top_k as u64 } else { moe.experts };
+                experts * moe.expert_parameters()
+            }
+            Work::Linear { .. }
+            | Work::Product { .. }
+            | Work::FusedAttention { .. }
+            | Work::Pass(_) => 0,
+        }
+    }
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Name.
+    pub name: String,
+    /// Where its numbers come from.
+    pub source: String,
+    /// What it is fed.
+    pub unit: Unit,
+    /// Items of a GPU and step, where nothing else is said.
+    pub batch: u64,
+    /// Number type of tensors and products.
+    pub dtype: DType,
+    /// Bytes of an element of a gradient that is all-reduced.
+    pub gradient_bytes: u64,
+    /// Bytes the optimizer moves for a parameter.
+    pub optimizer_bytes: u64,
+    /// Kernels the optimizer launches for a tensor of parameters.
+    pub optimizer_kernels: u64,
+    /// Its parts, in order.
+    pub parts: Vec<Part>,
+}
+
+impl ModelSpec {
+    /// Parameters in all.
+    pub fn parameters(&self) -> u64 {
+        self.sum(|part| part.shared_parameters() + part.expert_parameters(false))
+    }
+
+    /// Parameters that one token uses: k experts of every MoE layer and everything shared.
+    pub fn active_parameters(&self) -> u64 {
+        self.sum(|part| part.shared_parameters() + part.expert_parameters(true))
+    }
+
+    /// Multiply-adds of one item, forward: what vision papers call FLOPs.
+    pub fn macs(&self) -> f64 {
+        self.parts.iter().map(Part::macs).sum()
+    }
+
+    /// MoE layers.
+    pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> {
+        self.parts.iter().filter_map(|part| match &part.work {
+            Work::Moe(moe) => Some(moe),
+            Work::Linear { .. }
+            | Work::Product { .. }
+            | Work::FusedAttention { .. }
+            | Work::Pass(_) => None,
+        })
+    }
+
+    /// The same model with one plain feed-forward of an expert's size in place of every MoE layer.
+    #[must_use]
+    pub fn dense(&self) -> ModelSpec {
+        let parts = self.parts.iter().flat_map(|part| match part.work {
+            Work::Moe(moe) => swin::feed_forward(&moe, self.dtype),
+            Work::Linear { .. }
+            | Work::Product { .. }
+            | Work::FusedAttention { .. }
+            | Work::Pass(_) => vec![*part],
+        });
+        ModelSpec {
+            parts: parts.collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The same model with every MoE layer changed by `change`.
+    #[must_use]
+    pub fn with_moe(mut self, change: impl Fn(&mut Moe)) -> ModelSpec {
+        for part in &mut self.parts {
+            if let Work::Moe(moe) = &mut part.work {
+                change(moe);
+            }
+        }
+        self
+    }
+
+    fn sum(&self, of: impl Fn(&Part) -> u64) -> u64 {
+        self.parts.iter().map(of).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+use super::*;
+use crate::cost::analytic::Analytic;
+use crate::hardware::{Hardware, builtin};
+use crate::spec::{Phase, Strategy};
+
+fn named(name: &str) -> ModelSpec {
+    preset(name, 4_096).unwrap().unwrap()
+}
+
+#[track_caller]
+fn close(ours: f64, theirs: f64, tolerance: f64) {
+    let error = ours / theirs - 1.0;
+    assert!(
+        error.abs() <= tolerance,
+        "{ours} against {theirs}: {error:+.4}"
+    );
+}
+
+#[test]
+fn parameters_are_the_published_ones() {
+    for &name in PRESETS {
+        let (model, published) = (named(name), published(name).unwrap());
+        close(model.parameters() as f64, published.parameters, 0.012);
+        let mut active = model.active_parameters() as f64;
+        if name == "gpt-oss-20b" {
+            active -= 201_088.0 * 2_880.0;
+        }
+        close(active, published.active_parameters, 0.025);
+    }
+}
+
+fn lab(name: &str, gpus: u64) -> (ModelSpec, Hardware, u64) {
+    (named(name), builtin("nd-a100-v4-80gb").unwrap(), gpus)
+}
+
+fn rate(
+    (model, hardware, gpus): &(ModelSpec, Hardware, u64),
+    phase: Phase,
+    variant: &Variant,
+) -> f64 {
+    run(model, hardware, *gpus, phase, variant, false).rate_per_gpu
+}
+
+fn run(
+    model: &ModelSpec,
+    hardware: &Hardware,
+    gpus: u64,
+    phase: Phase,
+    variant: &Variant,
+    shard_states: bool,
+) -> ModelStep {
+    let prices = Analytic::new(hardware).unwrap();
+    let run = ModelRun {
+        model,
+        hardware,
+        prices: &prices,
+        gpus,
+        gpus_per_node: gpus.min(8),
+        batch: model.batch,
+        phase,
+        shard_states,
+    };
+    step(&run, variant).unwrap()
+}
+
+/// Table 11: parameters, active parameters and multiply-adds of every variant.
+#[test]
+fn swin_is_the_published_model() {
+    let variant = |name: &str, experts: u64, top_k: u32, capacity_factor: f64| {
+        named(name).with_moe(|moe| {
+            (moe.experts, moe.top_k, moe.capacity_factor) = (experts, top_k, capacity_factor);
+        })
+    };
+    let check = |model: ModelSpec, parameters: f64, active: f64, macs: f64| {
+        close(model.parameters() as f64, parameters * 1e6, 2e-3);
+        close(model.active_parameters() as f64, active * 1e6, 4e-3);
+        close(model.macs(), macs * 1e9, 5e-3);
+    };
+    check(named("swinv2-moe-s").dense(), 65.8, 65.8, 6.76);
+    check(variant("swinv2-moe-s", 8, 1, 1.0), 173.3, 65.8, 6.76);
+    check(variant("swinv2-moe-s", 32, 1, 1.0), 541.8, 65.8, 6.76);
+    check(named("swinv2-moe-b").dense(), 109.3, 109.3, 11.78);
+    check(variant("swinv2-moe-b", 8, 1, 1.0), 300.3, 109.3, 11.78);
+    check(variant("swinv2-moe-b", 32, 1, 1.0), 955.3, 109.3, 11.78);
+    check(variant("swinv2-moe-b", 32, 2, 1.0), 955.3, 136.6, 14.80);
+    check(variant("swinv2-moe-b", 32, 1, 1.25), 955.3, 109.3, 12.54);
+    check(variant("swinv2-moe-b", 32, 1, 0.5), 955.3, 109.3, 10.27);
+    assert_eq!(named("swinv2-moe-b").moe_layers().count(), 10);
+}
+
+/// Held-out rows of Table 7: images per second of MoE models, none of which anything was fitted to.
+#[test]
+fn moe_rows_are_predicted() {
+    let (fairseq, tutel) = (
+        Variant::Moe(Strategy::fairseq()),
+        Variant::Moe(Strategy::tutel()),
+    );
+    let check = |gpus, phase, baseline: f64, ours: f64| {
+        let lab = lab("swinv2-moe-b", gpus);
+        let (slow, fast) = (rate(&lab, phase, &fairseq), rate(&lab, phase, &tutel));
+        close(slow, baseline, 0.15);
+        close(fast, ours, 0.15);
+        close(fast / slow, ours / baseline, 0.12);
+    };
+    check(8, Phase::Forward, 507.0, 1053.0);
+    check(32, Phase::Training, 162.0, 249.0);
+    check(32, Phase::Forward, 455.0, 892.0);
+    check(128, Phase::Training, 146.0, 226.0);
+    check(128, Phase::Forward, 375.0, 792.0);
+}
+
+/// The program's products are the model's: two FLOPs a multiply-add, three passes in training. Fused attention counts
+/// five products for two backward.
+#[test]
+fn flops_of_the_program_are_those_of_the_model() {
+    use crate::compile::{ModelSource, compile_model};
+    let model = named("swinv2-moe-b").dense();
+    for (phase, passes) in [(Phase::Forward, 1.0), (Phase::Training, 3.0)] {
+        let program = compile_model(ModelSource {
+            model: &model,
+            moe: &[],
+            items: 4,
+            world_size: 8,
+            gpus_per_node: 8,
+            phase,
+            shard_states: false,
+        })
+        .unwrap();
+        close(program.flops(0), 2.0 * 4.0 * passes * model.macs(), 1e-9);
+    }
+}
+
+/// Every GPU's shared gradients are reduced once, experts' never: 4 bytes a shared parameter.
+#[test]
+fn gradients_of_experts_are_not_reduced() {
+    use crate::compile::{ModelSource, compile_model};
+    use crate::ir::OpKind;
+    let model = named("swinv2-moe-b").dense();
+    let program = compile_model(ModelSource {
+        model: &model,
+        moe: &[],
+        items: 1,
+        world_size: 16,
+        gpus_per_node: 8,
+        phase: Phase::Training,
+        shard_states: false,
+    })
+    .unwrap();
+    let reduced: u64 = program
+        .ops
+        .iter()
+        .map(|op| match op.kind {
+            OpKind::AllReduce { bytes } => bytes,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(reduced, 4 * model.parameters());
+    // A ring over 16 GPUs of 2 nodes cannot beat twice 15/16 of the bytes over 8 NICs of 25 GB/s.
+    let hardware = builtin("nd-a100-v4-80gb").unwrap();
+    let prices = Analytic::new(&hardware).unwrap();
+    let time = crate::cost::CostModel::all_reduce(&prices, &program, reduced).time;
+    let bound = reduced as f64 * 2.0 * 15.0 / 16.0 / (8.0 * 25e9);
+    assert!((bound..3.0 * bound).contains(&time.as_secs_f64()), "{time}");
+}
+
+#[test]
+fn sharded_states_take_their_share_of_memory() {
+    let (model, hardware, _) = lab("olmoe-1b-7b", 16);
+    let variant = Variant::Moe(Strategy::tutel());
+    let of = |shard| run(&model, &hardware, 16, Phase::Training, &variant, shard).memory;
+    let (whole, sharded) = (of(false), of(true));
+    let shared: u64 = model
+        .parts
+        .iter()
+        .filter(|part| !matches!(part.work, Work::Moe(_)))
+        .map(Part::shared_parameters)
+        .sum();
+    assert_eq!(
+        whole.optimizer - sharded.optimizer,
+        shared * 12 - (shared * 12).div_ceil(16)
+    );
+    assert_eq!(whole.parameters, sharded.parameters);
+}
+
+#[test]
+fn mistakes_in_a_config_name_the_field() {
+    let check = |text: &str, field: &str| {
+        let error = from_config(text, "x", "x", 128).unwrap_err();
+        assert_eq!(error.field, field, "{error}");
+    };
+    check("{", "");
+    check("[]", "");
+    check(r#"{"model_type": "bert"}"#, "model_type");
+    check(r#"{"architectures": ["X"]}"#, "model_type");
+    let mixtral = include_str!("configs/mixtral-8x7b.json");
+    check(&mixtral.replace("4096", "-1"), "hidden_size");
+    check(&mixtral.replace("4096", "1e3"), "hidden_size");
+    check(
+        &mixtral.replace("\"num_hidden_layers\": 32,", ""),
+        "num_hidden_layers",
+    );
+    check(
+        &mixtral.replace("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9"),
+        "num_experts_per_tok",
+    );
+    check(
+        &mixtral.replace("\"num_key_value_heads\": 8", "\"num_key_value_heads\": 7"),
+        "num_key_value_heads",
+    );
+}
