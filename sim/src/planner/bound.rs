@@ -94,6 +94,9 @@ fn floor_of(
             (model.all_reduce(program, *bytes).time, model.host_launch())
         }
         OpKind::CapacitySync => (model.capacity_sync(program).time, model.host_launch()),
+        OpKind::AllReduce { bytes } => {
+            (model.all_reduce(program, *bytes).time, model.host_launch())
+        }
         OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
