@@ -90,9 +90,6 @@ fn floor_of(
             model.gather(program, *scope, *bytes, true).time,
             model.host_launch(),
         ),
-        OpKind::AllReduce { bytes } => {
-            (model.all_reduce(program, *bytes).time, model.host_launch())
-        }
         OpKind::CapacitySync => (model.capacity_sync(program).time, model.host_launch()),
         OpKind::AllReduce { bytes } => {
             (model.all_reduce(program, *bytes).time, model.host_launch())

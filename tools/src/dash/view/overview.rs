@@ -6,7 +6,7 @@ use crate::output::numbers::{bytes, count, percent, three, time, times};
 use crate::run_file::RunRecord;
 
 /// Columns before a strip.
-const LABEL: usize = 16;
+const LABEL: usize = 17;
 /// Columns after it.
 const NOW: usize = 12;
 /// Charts to choose from.
@@ -169,7 +169,7 @@ fn figures(state: &State, pane: &mut Pane<'_>) {
         three(run.capacity_factor),
         three(step.routing.needed_factor)
     );
-    row("factor, of needed", factor, plain);
+    row("capacity factor", factor, plain);
     let share = run.memory_bytes as f64 / header.memory_bytes.max(1) as f64;
     match run.fits {
         true => row(

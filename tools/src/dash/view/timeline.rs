@@ -9,7 +9,7 @@ use crate::run_file::model::{Lane, STAGES};
 use ratatui::style::{Modifier, Style};
 
 /// Columns before the bars.
-const LABEL: usize = 14;
+const LABEL: usize = 15;
 
 pub(super) fn draw(state: &State, pane: &mut Pane<'_>) {
     let Some(detail) = state.detail() else {
