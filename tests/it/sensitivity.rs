@@ -120,6 +120,7 @@ fn probes() -> Vec<String> {
         format!("simulate --gpus 64 {layer} --strategy fairseq --num-experts 8 --adaptive-r 2"),
         "simulate --gpus 256 --strategy fairseq".into(),
         "simulate --gpus 2048 --strategy fairseq".into(),
+        "model swinv2-moe-s --gpus 16 --strategy dense".into(),
     ];
     for (gpus, library) in [
         (2, "nccl-2.27.3"),
@@ -335,6 +336,7 @@ fn every_constant_of_a_cluster_file_matters() {
             c if c.starts_with("gpu.gemm.") => "gemm",
             c if c.starts_with("gpu.moe-ffn.") => "moe-ffn",
             c if c.starts_with("collectives.") => "collective",
+            c if c.starts_with("software.framework.") => "model",
             _ => "simulate",
         };
         // Only the network's constants depend on the network's variants.

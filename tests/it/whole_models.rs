@@ -97,8 +97,8 @@ fn balancing_evens_out_what_it_saw() {
 #[test]
 fn a_month_is_the_same_for_any_number_of_threads() {
     let args = "goodput --gpus 16 --tokens-per-step 512 --model-dim 256 --hidden-dim 256 --slow-gpu 0.05 --background 0.1 \
-                --draws 200 --format json";
-    let on = |threads: u32| done(&format!("{args} --threads {threads}")).stdout;
+                --draws 200";
+    let on = |threads: u32| done(&format!("{args} --format json --threads {threads}")).stdout;
     assert_eq!(on(1), on(3));
     let found = json(args);
     let goodput = &found["goodput"];

@@ -202,7 +202,7 @@ fn a_run_of_its_own_is_shown_and_recorded() {
     let mut screen = Screen::open(&args.split(' ').collect::<Vec<_>>());
     screen.wait(0, "complete");
     screen.press("5");
-    screen.wait(0, "alike on all GPUs");
+    screen.wait(0, "all 16 GPUs");
     screen.press("q");
     assert_eq!(screen.end(), 0);
     screen.is_given_back();
