@@ -271,7 +271,7 @@ fn what_was_simulated_again_is_what_was_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.moeplan");
     let ran = moeplan(&format!(
-        "compare --gpus 8 --gpus-per-node 4 --tokens-per-step 512 --model-dim 256 --hidden-dim 256 \
+        "compare --gpus 8 --gpus-per-node 4 --tokens-per-step 4096 --model-dim 1024 --hidden-dim 256 \
          --padding dropless --trace digits --steps 3 --record {}",
         path.display()
     ));

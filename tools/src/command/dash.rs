@@ -167,7 +167,6 @@ fn show(
     let simulator = dash::worker::Simulator::start(out);
     let borrowed = Borrowed::take().map_err(failed)?;
     let mut terminal = Terminal::new(CrosstermBackend::new(io::stdout())).map_err(failed)?;
-    terminal.clear().map_err(failed)?;
     let size = terminal.size().map_err(failed)?;
     state.size = (size.width, size.height);
     let mut here = Here { simulator };
@@ -263,7 +262,7 @@ fn picture(
         let steps = state.run.steps.len() as u64;
         if step >= steps.max(1) {
             let message = format!("expected 0 to {}, found {step}", steps.saturating_sub(1));
-            return Err(Error::input(Place::flag("--step"), message));
+            return Err(Error::input(Place::flag("--at-step"), message));
         }
         state.cursor = step as usize;
     }
