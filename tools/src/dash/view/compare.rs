@@ -9,6 +9,9 @@ use crate::run_file::RunRecord;
 use crate::run_file::model::STAGES;
 use ratatui::style::Style;
 
+/// A row: its name, and what it says of a column.
+type Row<'a> = (&'a str, Box<dyn Fn(&Column) -> String + 'a>);
+
 /// A strategy in this step, or on average.
 struct Column {
     time: u64,
@@ -119,7 +122,7 @@ fn table(state: &State, columns: &[Column], pane: &mut Pane<'_>, title: &str) {
         .map(|column| column.time)
         .min();
     let has_predicted = columns.iter().any(|column| column.predicted.is_some());
-    let mut rows: Vec<(&str, Box<dyn Fn(&Column) -> String>)> = vec![
+    let mut rows: Vec<Row<'_>> = vec![
         ("step time", Box::new(|column| time(column.time))),
         (
             "speed-up over first",

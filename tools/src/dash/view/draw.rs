@@ -118,7 +118,7 @@ impl<'a> Pane<'a> {
         for column in 0..eighths / 8 {
             self.glyph(x + column, y, '█', style);
         }
-        if eighths % 8 > 0 {
+        if !eighths.is_multiple_of(8) {
             self.glyph(x + eighths / 8, y, PARTS[eighths % 8], style);
         }
     }
@@ -251,9 +251,9 @@ pub(crate) fn plot(
     let right = (names + 2).min(pane.width() / 4);
     let width = pane.width().saturating_sub(left + right + 1);
     let dim = pane.theme.dim();
-    for row in 0..rows {
+    for (row, label) in labels.iter().enumerate().take(rows) {
         if row % every == 0 {
-            pane.put_right(left - 1, row, &labels[row], dim);
+            pane.put_right(left - 1, row, label, dim);
         }
         pane.glyph(left - 1, row, if row % every == 0 { '┤' } else { '│' }, dim);
     }

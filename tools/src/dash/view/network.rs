@@ -197,7 +197,7 @@ fn links(state: &State, detail: &Detail, pane: &mut Pane<'_>) {
 
 fn whole_percent(share: f64) -> String {
     match share {
-        share if share == 0.0 => "-".into(),
+        0.0 => "-".into(),
         share if share < 0.01 => "< 1 %".into(),
         share => format!("{:.0} %", share * 100.0),
     }
