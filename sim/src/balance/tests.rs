@@ -69,7 +69,6 @@ fn steps(world: usize, experts: usize, hot: usize, count: u64) -> Vec<RoutingSte
         .collect();
     (0..count)
         .map(|step| RoutingStep::new(step, 0, 2, experts, row.repeat(world)).unwrap())
-        .map(|step| step.clone())
         .collect()
 }
 
