@@ -407,6 +407,26 @@ fn screenshots_need_no_terminal_and_the_rest_does() {
     }
 }
 
+/// `fixtures/cluster.moeplan`: `moeplan simulate --padding dropless --trace digits --steps 2 --record
+/// cluster.moeplan`, 2,048 GPUs.
+#[test]
+fn the_picture_of_the_readme_is_of_today() {
+    let folder = tempfile::tempdir().unwrap();
+    let drawn = folder.path().join("drawn.svg");
+    let ran = moeplan(&format!(
+        "dash fixtures/cluster.moeplan --screenshot cluster --size 120x40 --output {}",
+        drawn.display()
+    ));
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    let drawn = std::fs::read_to_string(drawn).unwrap();
+    let picture = "../docs/dashboard.svg";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(picture, &drawn).unwrap();
+    }
+    let kept = std::fs::read_to_string(picture).unwrap_or_default();
+    assert!(kept == drawn, "UPDATE_GOLDEN=1 cargo test the_picture draws {picture} anew");
+}
+
 fn any_key() -> impl Strategy<Value = Msg> {
     let code = prop_oneof![
         6 => proptest::char::range(' ', '~').prop_map(KeyCode::Char),
