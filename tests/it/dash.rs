@@ -286,6 +286,9 @@ fn what_was_simulated_again_is_what_was_recorded() {
         let again = laboratory.detail(step, strategy, plan, &(0..0)).unwrap();
         assert_eq!(again, **recorded, "step {step}, strategy {strategy}");
     }
+    // A file that claims more steps than its settings give.
+    assert!(laboratory.detail(99, 1, "r=1", &(0..0)).is_err());
+    assert!(laboratory.what_if(99, 1, Change::default()).is_err());
     // Settings left as they are change nothing; twice the GPUs do.
     let same = laboratory.what_if(1, 1, Change::default()).unwrap();
     assert_eq!(same.before, same.after);
@@ -424,7 +427,10 @@ fn the_picture_of_the_readme_is_of_today() {
         std::fs::write(picture, &drawn).unwrap();
     }
     let kept = std::fs::read_to_string(picture).unwrap_or_default();
-    assert!(kept == drawn, "UPDATE_GOLDEN=1 cargo test the_picture draws {picture} anew");
+    assert!(
+        kept == drawn,
+        "UPDATE_GOLDEN=1 cargo test the_picture draws {picture} anew"
+    );
 }
 
 fn any_key() -> impl Strategy<Value = Msg> {
