@@ -286,6 +286,9 @@ fn what_was_simulated_again_is_what_was_recorded() {
         let again = laboratory.detail(step, strategy, plan, &(0..0)).unwrap();
         assert_eq!(again, **recorded, "step {step}, strategy {strategy}");
     }
+    // A file that claims more steps than its settings give.
+    assert!(laboratory.detail(99, 1, "r=1", &(0..0)).is_err());
+    assert!(laboratory.what_if(99, 1, Change::default()).is_err());
     // Settings left as they are change nothing; twice the GPUs do.
     let same = laboratory.what_if(1, 1, Change::default()).unwrap();
     assert_eq!(same.before, same.after);
@@ -405,6 +408,29 @@ fn screenshots_need_no_terminal_and_the_rest_does() {
         assert_eq!(ran.exit, Exit::BadInput, "{args}: {}", ran.stderr);
         assert!(ran.stderr.contains(says), "{args}: {}", ran.stderr);
     }
+}
+
+/// `fixtures/cluster.moeplan`: `moeplan simulate --padding dropless --trace digits --steps 2 --record
+/// cluster.moeplan`, 2,048 GPUs.
+#[test]
+fn the_picture_of_the_readme_is_of_today() {
+    let folder = tempfile::tempdir().unwrap();
+    let drawn = folder.path().join("drawn.svg");
+    let ran = moeplan(&format!(
+        "dash fixtures/cluster.moeplan --screenshot cluster --size 120x40 --output {}",
+        drawn.display()
+    ));
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    let drawn = std::fs::read_to_string(drawn).unwrap();
+    let picture = "../docs/dashboard.svg";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(picture, &drawn).unwrap();
+    }
+    let kept = std::fs::read_to_string(picture).unwrap_or_default();
+    assert!(
+        kept == drawn,
+        "UPDATE_GOLDEN=1 cargo test the_picture draws {picture} anew"
+    );
 }
 
 fn any_key() -> impl Strategy<Value = Msg> {

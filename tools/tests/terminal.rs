@@ -90,6 +90,41 @@ impl Screen {
         }
     }
 
+    /// Waits until `what` is on the screen. What did not change is not written again, so the size is
+    /// changed until it is: then all is.
+    fn wait_on_screen(&self, what: &str) {
+        let clock = Instant::now();
+        let mut cols = 110;
+        loop {
+            assert!(
+                clock.elapsed() < PATIENCE,
+                "{what:?} not seen in {:?}",
+                self.seen()
+            );
+            let from = self.seen().len();
+            self.resize(24, cols);
+            cols = if cols == 110 { 111 } else { 110 };
+            thread::sleep(Duration::from_millis(300));
+            if self
+                .seen()
+                .get(from..)
+                .is_some_and(|new| new.contains(what))
+            {
+                return;
+            }
+        }
+    }
+
+    fn resize(&self, rows: u16, cols: u16) {
+        let size = PtySize {
+            rows,
+            cols,
+            pixel_width: 0,
+            pixel_height: 0,
+        };
+        self.master.resize(size).unwrap();
+    }
+
     fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.keys.flush().unwrap();
@@ -163,20 +198,12 @@ fn every_key_and_size_then_the_terminal_is_given_back() {
     screen.press("\x1b[<64;40;12M\x1b[<0;15;1M\x1b[<0;15;1m");
     for (rows, cols) in [(50, 200), (8, 30), (80, 300), (24, 80)] {
         let from = screen.seen().len();
-        let size = PtySize {
-            rows,
-            cols,
-            pixel_width: 0,
-            pixel_height: 0,
-        };
-        screen.master.resize(size).unwrap();
+        screen.resize(rows, cols);
         let shown = if rows < 24 { "too small" } else { "keys" };
         screen.wait(from, shown);
     }
-    screen.press("1");
-    let from = screen.seen().len();
-    screen.press("s");
-    screen.wait(from, "saved");
+    screen.press("1s");
+    screen.wait_on_screen("saved moeplan-overview.svg");
     let saved = |name: &str| std::fs::read_to_string(screen.folder.path().join(name)).unwrap();
     assert!(saved("moeplan-overview.svg").starts_with("<svg"));
     assert!(saved("moeplan-overview.txt").contains("this step"));
@@ -200,9 +227,9 @@ fn a_run_of_its_own_is_shown_and_recorded() {
         "--gpus 16 --tokens-per-step 512 --model-dim 256 --hidden-dim 256 --trace digits --steps 4";
     let args = format!("dash {small} --record run.moeplan");
     let mut screen = Screen::open(&args.split(' ').collect::<Vec<_>>());
-    screen.wait(0, "complete");
+    screen.wait_on_screen("complete");
     screen.press("5");
-    screen.wait(0, "all 16 GPUs");
+    screen.wait_on_screen("alike on all GPUs");
     screen.press("q");
     assert_eq!(screen.end(), 0);
     screen.is_given_back();

@@ -51,7 +51,8 @@ pub fn run(
         return Err(Error::input(Place::flag("--speed"), message));
     }
     let is_picture = settings.screenshot.is_some();
-    if !(is_picture || io::stdout().is_terminal() && io::stdin().is_terminal()) {
+    let has_terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+    if !is_picture && !has_terminal {
         return Err(Error::Missing(
             "dash needs a terminal on standard input and output; --screenshot VIEW draws without one"
                 .into(),

@@ -16,12 +16,15 @@ use moeplan_sim::policy::{Runner, candidates};
 use moeplan_sim::simulate::Step;
 use moeplan_sim::spec::{LayerSpec, Padding, Policy, ResolvedLayer};
 use serde_json::Value;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// The settings of a run, ready to be simulated.
 pub struct Laboratory {
     resolved: Resolved,
     model: Box<dyn CostModel>,
+    /// The step and strategy last asked about, as they are: every change is set beside them.
+    before: RefCell<Option<(usize, usize, Brief)>>,
 }
 
 impl Laboratory {
@@ -58,7 +61,11 @@ impl Laboratory {
         let mut resolved = resolve(&given, &[]).map_err(|error| error.to_string())?;
         resolved.hardware = hardware;
         let model = resolved.model().map_err(|error| error.to_string())?;
-        Ok(Laboratory { resolved, model })
+        Ok(Laboratory {
+            resolved,
+            model,
+            before: RefCell::default(),
+        })
     }
 
     /// Step `step` of strategy `strategy` under `plan`, in full.
@@ -78,9 +85,7 @@ impl Laboratory {
             .get(strategy)
             .ok_or("a strategy of another run")?;
         let layer = resolved.layer(step);
-        if step >= resolved.routing.len() {
-            return Err("a step of another run".into());
-        }
+        has_step(resolved, step)?;
         let drawn = resolved
             .routing
             .step(step)
@@ -115,7 +120,8 @@ impl Laboratory {
     /// # Errors
     /// Settings that cannot be run.
     pub fn what_if(&self, step: usize, strategy: usize, change: Change) -> Result<Answer, String> {
-        let before = best(&self.resolved, &*self.model, step, strategy)?;
+        has_step(&self.resolved, step)?;
+        let before = self.as_it_is(step, strategy)?;
         let after = if change == Change::default() {
             before.clone()
         } else {
@@ -130,6 +136,27 @@ impl Laboratory {
             before,
             after,
         })
+    }
+}
+
+impl Laboratory {
+    /// Step `step` of strategy `strategy` under its best plan.
+    fn as_it_is(&self, step: usize, strategy: usize) -> Result<Brief, String> {
+        let known = self.before.borrow().clone();
+        if let Some((_, _, brief)) = known.filter(|known| (known.0, known.1) == (step, strategy)) {
+            return Ok(brief);
+        }
+        let found = best(&self.resolved, &*self.model, step, strategy)?;
+        *self.before.borrow_mut() = Some((step, strategy, found.clone()));
+        Ok(found)
+    }
+}
+
+/// Fails for a step that the routing does not have: a file may claim more.
+fn has_step(resolved: &Resolved, step: usize) -> Result<(), String> {
+    match resolved.routing.len() {
+        steps if step < steps => Ok(()),
+        steps => Err(format!("its settings give {steps} steps, not {}", step + 1)),
     }
 }
 

@@ -251,11 +251,12 @@ pub(crate) fn plot(
     let right = (names + 2).min(pane.width() / 4);
     let width = pane.width().saturating_sub(left + right + 1);
     let dim = pane.theme.dim();
-    for (row, label) in labels.iter().enumerate().take(rows) {
-        if row % every == 0 {
+    for (row, label) in labels.iter().enumerate() {
+        let labelled = row.is_multiple_of(every);
+        if labelled {
             pane.put_right(left - 1, row, label, dim);
         }
-        pane.glyph(left - 1, row, if row % every == 0 { '┤' } else { '│' }, dim);
+        pane.glyph(left - 1, row, if labelled { '┤' } else { '│' }, dim);
     }
     pane.glyph(left - 1, rows, '└', dim);
     for column in 0..width {
