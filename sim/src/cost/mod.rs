@@ -15,7 +15,7 @@ pub mod provenance;
 
 use crate::engine::{Concurrency, PricedOp};
 use crate::hardware::Hardware;
-use crate::ir::{Op, PerRank, Program, Scope, Traffic, Transport, Work};
+use crate::ir::{Op, OpKind, PerRank, Program, Scope, Traffic, Transport, Work};
 use crate::units::Time;
 use provenance::{Estimate, Provenance};
 
@@ -32,6 +32,27 @@ pub struct Exchange<'a> {
     pub world_size: usize,
     /// m.
     pub gpus_per_node: usize,
+}
+
+impl<'a> Exchange<'a> {
+    /// What `op` asks for, if it is an exchange of `program`.
+    pub fn of(program: &'a Program, op: &Op) -> Option<Exchange<'a>> {
+        let OpKind::Exchange {
+            traffic,
+            transport,
+            first,
+        } = op.kind
+        else {
+            return None;
+        };
+        Some(Exchange {
+            traffic: program.traffic(traffic),
+            transport,
+            first,
+            world_size: program.world_size,
+            gpus_per_node: program.gpus_per_node,
+        })
+    }
 }
 
 /// What an exchange keeps busy longest.

@@ -26,64 +26,54 @@ fn price_op(
     if let Some(priced) = model.operation(program, op) {
         return priced;
     }
-    let collective = |estimate: Estimate| PricedOp {
-        alone: PerRank::Same(estimate.time),
-        host: model.host_launch(),
-        resource: Resource::Nic,
-        provenance: estimate.provenance,
-    };
-    match &op.kind {
-        OpKind::Exchange {
-            traffic,
-            transport,
-            first,
-            ..
-        } => {
-            let TrafficId(index) = *traffic;
-            // A matrix is used by one transport at one place in its All-to-All, so one price serves
-            // every chunk that shares it.
-            let price = exchanges[index as usize].get_or_insert_with(|| {
-                model.exchange(&Exchange {
-                    traffic: program.traffic(*traffic),
-                    transport: *transport,
-                    first: *first,
-                    world_size: program.world_size,
-                    gpus_per_node: program.gpus_per_node,
-                })
-            });
-            PricedOp {
-                alone: price.alone.clone(),
-                host: price.host,
-                resource: match price.wire {
-                    Wire::NvLink => Resource::NvLink,
-                    Wire::Nic => Resource::Nic,
-                },
-                provenance: price.provenance,
-            }
-        }
-        OpKind::AllGather { scope, bytes } => {
-            collective(model.gather(program, *scope, *bytes, false))
-        }
-        OpKind::ReduceScatter { scope, bytes } => {
-            collective(model.gather(program, *scope, *bytes, true))
-        }
-        OpKind::CapacitySync => collective(model.capacity_sync(program)),
-        OpKind::AllReduce { bytes } => PricedOp {
-            resource: if program.world_size > program.gpus_per_node {
-                Resource::Nic
-            } else {
-                Resource::NvLink
+    if let Some(estimate) = collective(program, op, model) {
+        return PricedOp {
+            alone: PerRank::Same(estimate.time),
+            host: model.host_launch(),
+            resource: match op.kind {
+                OpKind::AllReduce { .. } if program.world_size <= program.gpus_per_node => {
+                    Resource::NvLink
+                }
+                _ => Resource::Nic,
             },
-            ..collective(model.all_reduce(program, *bytes))
+            provenance: estimate.provenance,
+        };
+    }
+    let (OpKind::Exchange { traffic, .. }, Some(exchange)) = (&op.kind, Exchange::of(program, op))
+    else {
+        return kernels(program, op, model);
+    };
+    let TrafficId(index) = *traffic;
+    // A matrix is used by one transport at one place in its All-to-All, so one price serves
+    // every chunk that shares it.
+    let price = exchanges[index as usize].get_or_insert_with(|| model.exchange(&exchange));
+    PricedOp {
+        alone: price.alone.clone(),
+        host: price.host,
+        resource: match price.wire {
+            Wire::NvLink => Resource::NvLink,
+            Wire::Nic => Resource::Nic,
         },
-        OpKind::Gate { .. }
+        provenance: price.provenance,
+    }
+}
+
+/// What a collective takes that takes all ranks the same time; none for all other operations.
+pub(crate) fn collective(program: &Program, op: &Op, model: &dyn CostModel) -> Option<Estimate> {
+    Some(match &op.kind {
+        OpKind::AllGather { scope, bytes } => model.gather(program, *scope, *bytes, false),
+        OpKind::ReduceScatter { scope, bytes } => model.gather(program, *scope, *bytes, true),
+        OpKind::AllReduce { bytes } => model.all_reduce(program, *bytes),
+        OpKind::CapacitySync => model.capacity_sync(program),
+        OpKind::Exchange { .. }
+        | OpKind::Gate { .. }
         | OpKind::Encode { .. }
         | OpKind::Decode { .. }
         | OpKind::ScoreGradient { .. }
         | OpKind::ExpertGemm { .. }
         | OpKind::Elementwise { .. }
-        | OpKind::Model { .. } => kernels(program, op, model),
-    }
+        | OpKind::Model { .. } => return None,
+    })
 }
 
 /// Operations made of kernels: their times one after the other, on every rank that differs.

@@ -1,8 +1,8 @@
 //! The program and the builder that checks it.
 
 use super::{
-    Buffer, BufferId, Lifetime, Op, OpId, OpKind, Pass, PerRank, Placement, Stage, Stream, Traffic,
-    TrafficId,
+    Buffer, BufferId, Expert, Gradient, Lifetime, Op, OpId, OpKind, Pass, PerRank, Placement,
+    Stage, Stream, Traffic, TrafficId,
 };
 use crate::spec::DType;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,22 @@ impl Program {
             .iter()
             .flat_map(|op| op.kind.work(op.pass, rank, self.dtype))
             .map(|work| work.flops())
+            .sum()
+    }
+
+    /// Token copies that the experts of `rank` multiply, forward.
+    pub fn expert_rows(&self, rank: usize) -> u64 {
+        self.ops
+            .iter()
+            .filter_map(|op| match &op.kind {
+                OpKind::ExpertGemm {
+                    matrix: Expert::Up,
+                    gradient: Gradient::Output,
+                    rows,
+                    ..
+                } => Some(rows.total(rank)),
+                _ => None,
+            })
             .sum()
     }
 

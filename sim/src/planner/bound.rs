@@ -12,6 +12,7 @@
 //! Kernels and even collectives are priced exactly as the engine's are, by the same cost model; uneven
 //! exchanges, whose flows are what makes a simulation slow, by [`CostModel::exchange_floor`].
 
+use crate::cost::price::collective;
 use crate::cost::{CostModel, Exchange};
 use crate::ir::{ExpertRows, Op, OpKind, Program, Scope, Stream, Traffic, TrafficId, Work};
 use crate::units::Time;
@@ -46,71 +47,44 @@ fn floor_of(
     kernels: &mut BTreeMap<Work, Time>,
     exchanges: &mut BTreeMap<TrafficId, Time>,
 ) -> (Time, Time) {
-    match &op.kind {
-        OpKind::Exchange {
-            traffic,
-            transport,
-            first,
-        } => {
-            let exchange = Exchange {
-                traffic: program.traffic(*traffic),
-                transport: *transport,
-                first: *first,
-                world_size: program.world_size,
-                gpus_per_node: program.gpus_per_node,
-            };
-            match exchange.traffic {
-                Traffic::Uniform { .. } => {
-                    let price = model.exchange(&exchange);
-                    (*price.alone.get(rank), price.host)
-                }
-                // Groups do not wait for each other.
-                Traffic::Matrix {
-                    scope: Scope::Strided { .. },
-                    ..
-                } => (Time::ZERO, Time::ZERO),
-                Traffic::Matrix { .. } => {
-                    let floor = *exchanges
-                        .entry(*traffic)
-                        .or_insert_with(|| model.exchange_floor(&exchange));
-                    (floor, Time::ZERO)
-                }
-            }
-        }
-        OpKind::Elementwise { elements, .. }
-            if op.stream == Stream::Communication && !elements.is_same() =>
-        {
-            (Time::ZERO, Time::ZERO)
-        }
-        OpKind::AllGather { scope, bytes } => (
-            model.gather(program, *scope, *bytes, false).time,
-            model.host_launch(),
-        ),
-        OpKind::ReduceScatter { scope, bytes } => (
-            model.gather(program, *scope, *bytes, true).time,
-            model.host_launch(),
-        ),
-        OpKind::CapacitySync => (model.capacity_sync(program).time, model.host_launch()),
-        OpKind::AllReduce { bytes } => {
-            (model.all_reduce(program, *bytes).time, model.host_launch())
-        }
-        OpKind::Gate { .. }
-        | OpKind::Encode { .. }
-        | OpKind::Decode { .. }
-        | OpKind::ScoreGradient { .. }
-        | OpKind::ExpertGemm { .. }
-        | OpKind::Elementwise { .. }
-        | OpKind::Model { .. } => {
-            let work = op.kind.work(op.pass, rank, program.dtype);
-            let time = |work: &Work| {
-                *kernels
-                    .entry(*work)
-                    .or_insert_with(|| model.kernel(work).time)
-            };
-            let alone = work.iter().map(time).sum();
-            (alone, model.host_launch().times(work.len() as u64))
-        }
+    if let Some(estimate) = collective(program, op, model) {
+        return (estimate.time, model.host_launch());
     }
+    if let (OpKind::Exchange { traffic, .. }, Some(exchange)) =
+        (&op.kind, Exchange::of(program, op))
+    {
+        return match exchange.traffic {
+            Traffic::Uniform { .. } => {
+                let price = model.exchange(&exchange);
+                (*price.alone.get(rank), price.host)
+            }
+            // Groups do not wait for each other.
+            Traffic::Matrix {
+                scope: Scope::Strided { .. },
+                ..
+            } => (Time::ZERO, Time::ZERO),
+            Traffic::Matrix { .. } => {
+                let floor = *exchanges
+                    .entry(*traffic)
+                    .or_insert_with(|| model.exchange_floor(&exchange));
+                (floor, Time::ZERO)
+            }
+        };
+    }
+    if let OpKind::Elementwise { elements, .. } = &op.kind
+        && op.stream == Stream::Communication
+        && !elements.is_same()
+    {
+        return (Time::ZERO, Time::ZERO);
+    }
+    let work = op.kind.work(op.pass, rank, program.dtype);
+    let time = |work: &Work| {
+        *kernels
+            .entry(*work)
+            .or_insert_with(|| model.kernel(work).time)
+    };
+    let alone = work.iter().map(time).sum();
+    (alone, model.host_launch().times(work.len() as u64))
 }
 
 /// The rank whose experts multiply most rows; any rank's bound holds, this one's is the tightest.

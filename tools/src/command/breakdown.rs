@@ -7,9 +7,7 @@ use crate::resolve::{Given, Resolved};
 use crate::session::Session;
 use moeplan_sim::compile::Routing;
 use moeplan_sim::cost::{CostModel, Exchange};
-use moeplan_sim::ir::{
-    Expert, Gradient, Op, OpKind, Program, Stage, Timeline, critical_path, waiting_for_others,
-};
+use moeplan_sim::ir::{Op, OpKind, Program, Stage, Timeline, critical_path, waiting_for_others};
 use moeplan_sim::policy::Runner;
 use moeplan_sim::simulate::Trace;
 use moeplan_sim::units::Time;
@@ -269,23 +267,8 @@ fn break_down(step: u64, trace: &Trace, model: &dyn CostModel) -> Breakdown {
 }
 
 fn straggler(program: &Program, timeline: &Timeline) -> Straggler {
-    let rows_of = |rank: usize| -> u64 {
-        program
-            .ops
-            .iter()
-            .filter_map(|op| match &op.kind {
-                OpKind::ExpertGemm {
-                    matrix: Expert::Up,
-                    gradient: Gradient::Output,
-                    rows,
-                    ..
-                } => Some(rows.total(rank)),
-                _ => None,
-            })
-            .sum()
-    };
     let world = program.world_size;
-    let all: u64 = (0..world).map(rows_of).sum();
+    let all: u64 = (0..world).map(|rank| program.expert_rows(rank)).sum();
     let waits = waiting_for_others(program, timeline);
     let total: Time = waits.iter().copied().sum();
     // Whoever waits least at collectives is the one the others wait for.
@@ -299,7 +282,7 @@ fn straggler(program: &Program, timeline: &Timeline) -> Straggler {
     Straggler {
         rank,
         all_alike: timeline.rows() == 1,
-        expert_rows: rows_of(rank),
+        expert_rows: program.expert_rows(rank),
         mean_expert_rows: all as f64 / world as f64,
         mean_waiting_ns: total.as_ns() / waits.len().max(1) as u64,
         longest_waiting_ns: waits.get(longest).copied().unwrap_or(Time::ZERO).as_ns(),
@@ -322,22 +305,9 @@ pub fn biggest_exchange(
             // Of equals the first.
             (span.end - span.start, std::cmp::Reverse(*id))
         })?;
-    let OpKind::Exchange {
-        traffic,
-        transport,
-        first,
-    } = &op.kind
-    else {
-        return None;
-    };
-    let traffic = program.traffic(*traffic);
-    let price = model.exchange(&Exchange {
-        traffic,
-        transport: *transport,
-        first: *first,
-        world_size: program.world_size,
-        gpus_per_node: program.gpus_per_node,
-    });
+    let exchange = Exchange::of(program, op)?;
+    let price = model.exchange(&exchange);
+    let traffic = exchange.traffic;
     let ranks = match traffic {
         moeplan_sim::ir::Traffic::Uniform { .. } => 1,
         moeplan_sim::ir::Traffic::Matrix { .. } => program.world_size,

@@ -3,8 +3,7 @@
 use super::model::{Detail, Lane, LinkLoad, Matrix, OnPath, OpInfo, Ranks};
 use moeplan_sim::hardware::{Hardware, Routing as SpineRouting};
 use moeplan_sim::ir::{
-    Expert, Gradient, OpKind, Pass, Program, Stage, Stream, Timeline, Traffic, critical_path,
-    waiting_for_others,
+    OpKind, Pass, Program, Stage, Stream, Timeline, Traffic, critical_path, waiting_for_others,
 };
 use moeplan_sim::network::fabric::{Fabric, Leaves, LinkClass, Routing};
 use moeplan_sim::simulate::Trace;
@@ -150,29 +149,12 @@ fn ranks(
             .into_par_iter()
             .map(|rank| hardware.reserved_bytes() + program.peak_memory(rank).0)
             .collect(),
-        rows: each(&|rank| expert_rows(program, rank)),
+        rows: each(&|rank| program.expert_rows(rank)),
         nvlink_out,
         nvlink_in,
         nic_out,
         nic_in,
     }
-}
-
-/// Token copies that the experts of `rank` multiply.
-fn expert_rows(program: &Program, rank: usize) -> u64 {
-    program
-        .ops
-        .iter()
-        .filter_map(|op| match &op.kind {
-            OpKind::ExpertGemm {
-                matrix: Expert::Up,
-                gradient: Gradient::Output,
-                rows,
-                ..
-            } => Some(rows.total(rank)),
-            _ => None,
-        })
-        .sum()
 }
 
 /// Ranks whose timelines are kept: all of a few; else those that stand out, those on the path, one
