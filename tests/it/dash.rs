@@ -377,6 +377,13 @@ fn screenshots_need_no_terminal_and_the_rest_does() {
     assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
     let svg = std::fs::read_to_string(path).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("all 16 GPUs by compute"));
+    let path = folder.path().join("screen.png");
+    let ran = moeplan(&format!(
+        "dash {file} --screenshot overview --output {}",
+        path.display()
+    ));
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    assert!(std::fs::read(path).unwrap().starts_with(b"\x89PNG"));
     // Standard output of a test is no terminal.
     let ran = moeplan(&format!("dash {file}"));
     assert_eq!(ran.exit, Exit::MachineLacks);

@@ -48,6 +48,8 @@ fn a_study_is_one_file_and_its_numbers() {
     for figure in ["step-time", "stages", "memory", "scale"] {
         let svg = fs::read_to_string(assets.join(format!("{figure}.svg"))).unwrap();
         assert!(svg.contains("</svg>") && html.contains(&format!("id=\"{figure}\"")));
+        let png = fs::read(assets.join(format!("{figure}.png"))).unwrap();
+        assert!(png.starts_with(b"\x89PNG"), "{figure} is no picture");
         let csv = fs::read_to_string(assets.join(format!("{figure}.csv"))).unwrap();
         assert!(csv.lines().count() > 1, "{figure}: {csv}");
     }
@@ -80,14 +82,38 @@ fn a_report_says_what_compare_says() {
 fn the_papers_figures_mark_what_was_published() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("p.html");
-    report("report paper", &page, &[]);
+    let assets = folder.path().join("assets");
+    report(
+        "report paper",
+        &page,
+        &["--assets", &assets.display().to_string()],
+    );
     let html = fs::read_to_string(&page).unwrap();
-    for figure in ["1", "3", "12", "13", "14", "15", "16b", "18"] {
-        assert!(
-            html.contains(&format!("Figure {figure}")),
-            "figure {figure}"
-        );
+    let figures = [
+        "figure-1",
+        "figure-3",
+        "figure-5",
+        "fig12-base",
+        "figure-13",
+        "figure-14",
+        "figure-15",
+        "figure-16a",
+        "figure-16b",
+        "figure-18-1",
+    ];
+    for figure in figures {
+        assert!(html.contains(&format!("id=\"{figure}\"")), "{figure}");
+        for kind in ["svg", "png", "csv"] {
+            assert!(
+                assets.join(format!("{figure}.{kind}")).exists(),
+                "{figure}.{kind}"
+            );
+        }
     }
+    // The numbers of a figure and the published ones beside it are files of their own.
+    let numbers = fs::read_to_string(assets.join("figure-13.csv")).unwrap();
+    assert!(numbers.starts_with("capacity factor,16 GPUs"), "{numbers}");
+    assert!(assets.join("published-figure-13.csv").exists());
     for table in ["2", "5", "6", "7"] {
         assert!(html.contains(&format!("Table {table}")), "table {table}");
     }

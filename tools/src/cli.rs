@@ -191,7 +191,7 @@ pub struct ReportArgs {
     /// paper: the figures and tables of the paper [default: the study that the flags state]
     #[arg(value_name = "WHAT")]
     pub what: Option<Reported>,
-    /// Also write every figure as SVG and its numbers as CSV into this folder
+    /// Also write every figure as SVG and PNG and its numbers as CSV into this folder
     #[arg(long, value_name = "DIR")]
     pub assets: Option<PathBuf>,
     /// fairseq, tutel or a TOML file; give it several times, flags refine all [default: fairseq, tutel]

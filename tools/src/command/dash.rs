@@ -7,7 +7,7 @@ use crate::dash::theme::{Depth, Theme};
 use crate::dash::update::update;
 use crate::dash::{self, Laboratory, Points};
 use crate::error::{Error, Exit, Place};
-use crate::output;
+use crate::output::{self, raster};
 use crate::resolve::Resolved;
 use crate::run_file::{Header, Writer};
 use crate::session::{self, Session};
@@ -278,14 +278,12 @@ fn picture(
         tell(&mut state, key(code));
     }
     let screen = dash::screen(&state);
-    let path = session.output.file.clone();
-    let is_svg = path
-        .as_ref()
-        .is_some_and(|path| path.extension().is_some_and(|extension| extension == "svg"));
-    let drawn = match is_svg {
-        true => dash::svg(&screen, state.theme.ground),
-        false => dash::text(&screen),
-    };
-    output::write_text(&drawn, session)?;
+    let path = session.output.file.clone().unwrap_or_default();
+    let svg = || dash::svg(&screen, state.theme.ground);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("svg") => output::write_text(&svg(), session)?,
+        Some("png") => output::replace(&path, &raster::png(&svg())?)?,
+        _ => output::write_text(&dash::text(&screen), session)?,
+    }
     Ok(Exit::Done)
 }

@@ -33,6 +33,7 @@ pub struct Curve {
 }
 
 /// Curves over a common axis.
+#[derive(Default)]
 pub struct Lines<'a> {
     /// Above the chart.
     pub title: &'a str,
@@ -51,6 +52,7 @@ pub struct Lines<'a> {
 }
 
 /// Groups of bars.
+#[derive(Default)]
 pub struct Bars<'a> {
     /// Above the chart.
     pub title: &'a str,
@@ -134,6 +136,18 @@ fn short(value: f64) -> String {
     }
 }
 
+/// Title and margins; names of curves stand at the right.
+fn frame<'a, 'b>(root: &'a Area<'b>, title: &'a str) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(root);
+    builder
+        .caption(title, ("sans-serif", 17))
+        .margin(10)
+        .margin_right(210)
+        .x_label_area_size(40)
+        .y_label_area_size(56);
+    builder
+}
+
 impl Lines<'_> {
     /// As SVG.
     ///
@@ -165,13 +179,7 @@ impl Lines<'_> {
             true => (place_y(low).floor(), place_y(top).ceil()),
             false => (0.0, if top > 0.0 { top * 1.05 } else { 1.0 }),
         };
-        let mut builder = ChartBuilder::on(root);
-        builder
-            .caption(self.title, ("sans-serif", 17))
-            .margin(10)
-            .margin_right(210)
-            .x_label_area_size(40)
-            .y_label_area_size(56);
+        let mut builder = frame(root, self.title);
         // Scales of logarithms without a second type of chart.
         let mut chart = builder.build_cartesian_2d(
             place_x(left)..place_x(right),
@@ -247,13 +255,7 @@ impl Bars<'_> {
         let top = all.fold(0.0, f64::max);
         let top = if top > 0.0 { top * 1.08 } else { 1.0 };
         let count = self.groups.len().max(1) as f64;
-        let mut builder = ChartBuilder::on(root);
-        builder
-            .caption(self.title, ("sans-serif", 17))
-            .margin(10)
-            .margin_right(210)
-            .x_label_area_size(40)
-            .y_label_area_size(56);
+        let mut builder = frame(root, self.title);
         let mut chart = builder.build_cartesian_2d(0.0..count, 0.0..top)?;
         let group_at = |value: f64| {
             let index = value - 0.5;

@@ -10,6 +10,7 @@ pub mod parquet;
 pub mod perfetto;
 pub mod plan;
 pub mod plot;
+pub mod raster;
 pub mod sweep;
 pub mod table;
 pub mod trace;

@@ -11,6 +11,7 @@ pub use paper::paper;
 pub use runs::runs;
 
 use crate::error::Error;
+use crate::output::raster;
 use std::fs;
 use std::path::Path;
 
@@ -19,7 +20,7 @@ pub fn render(page: &Page) -> String {
     html::render(page)
 }
 
-/// Writes every figure of `page` as SVG and every table as CSV into `folder`.
+/// Writes every figure of `page` as SVG and PNG and every table as CSV into `folder`.
 ///
 /// # Errors
 /// A file that cannot be written.
@@ -28,18 +29,30 @@ pub fn write_assets(page: &Page, folder: &Path) -> Result<(), Error> {
         path: folder.display().to_string(),
         source,
     })?;
-    let write =
-        |name: String, text: &str| crate::output::replace(&folder.join(name), text.as_bytes());
+    let write = |name: String, bytes: &[u8]| crate::output::replace(&folder.join(name), bytes);
     for section in &page.sections {
         for figure in &section.figures {
-            write(format!("{}.svg", figure.id), &figure.svg)?;
-            write(format!("{}.csv", figure.id), &figure.data.csv())?;
+            write(format!("{}.svg", figure.id), figure.svg.as_bytes())?;
+            write(format!("{}.png", figure.id), &raster::png(&figure.svg)?)?;
+            write(format!("{}.csv", figure.id), &figure.data.csv()?)?;
         }
         for table in &section.tables {
-            write(format!("{}.csv", table.id), &table.csv())?;
+            write(format!("{}.csv", table.id), &table.csv()?)?;
         }
     }
     Ok(())
+}
+
+/// What makes a report again.
+fn facts(seed: u64, command: &str) -> Vec<(String, String)> {
+    let version = env!("CARGO_PKG_VERSION");
+    [
+        ("moeplan", version.to_owned()),
+        ("seed", seed.to_string()),
+        ("command", command.to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
 }
 
 /// Curves as a figure: their points are its numbers.

@@ -1,5 +1,7 @@
 //! What a report holds, before it is a file.
 
+use crate::error::Error;
+
 /// A whole report.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
@@ -112,20 +114,24 @@ impl Table {
     }
 
     /// As CSV: numbers where there are any, not how they are shown.
-    pub fn csv(&self) -> String {
-        let field = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_owned(),
-        };
-        let line = |cells: Vec<String>| cells.join(",") + "\n";
-        let mut csv = line(self.columns.iter().map(|name| field(name)).collect());
+    ///
+    /// # Errors
+    /// None of the user's.
+    pub fn csv(&self) -> Result<Vec<u8>, Error> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let unexpected = |error: &dyn std::fmt::Display| Error::Unexpected(error.to_string());
+        writer
+            .write_record(&self.columns)
+            .map_err(|error| unexpected(&error))?;
         for row in &self.rows {
             let cells = row.iter().map(|cell| match cell.value {
                 Some(value) => value.to_string(),
-                None => field(&cell.text),
+                None => cell.text.clone(),
             });
-            csv += &line(cells.collect());
+            writer
+                .write_record(cells)
+                .map_err(|error| unexpected(&error))?;
         }
-        csv
+        writer.into_inner().map_err(|error| unexpected(&error))
     }
 }

@@ -56,7 +56,7 @@ pub fn runs(
                 .join(", ")
         ),
         about,
-        facts: super::paper::facts(resolved.seed, "moeplan report --config settings.toml"),
+        facts: super::facts(resolved.seed, "moeplan report --config settings.toml"),
         sections,
         settings: settings(resolved)?,
     };
@@ -120,8 +120,7 @@ fn side_by_side(runs: &[RunSummary]) -> Result<Section, Error> {
             groups: &names,
             series: &series,
             stacked: true,
-            level: None,
-            published: &[],
+            ..Bars::default()
         },
     )?;
     let step: Vec<f64> = runs.iter().map(|run| ms(run.step_time_ns)).collect();
@@ -137,9 +136,7 @@ fn side_by_side(runs: &[RunSummary]) -> Result<Section, Error> {
             y: "ms",
             groups: &names,
             series: &times_of,
-            stacked: false,
-            level: None,
-            published: &[],
+            ..Bars::default()
         },
     )?;
     Ok(Section {
@@ -161,9 +158,8 @@ fn memory(names: &[String], runs: &[RunSummary]) -> Result<Figure, Error> {
             y: "GiB",
             groups: names,
             series: &series,
-            stacked: false,
             level: Some(("a GPU has", available as f64 / GIB)),
-            published: &[],
+            ..Bars::default()
         },
     )
 }
@@ -242,9 +238,7 @@ fn step_by_step(runs: &[RunSummary]) -> Result<Section, Error> {
                 x: "recorded step",
                 y,
                 curves: &curves(of),
-                log_x: false,
-                log_y: false,
-                published: &[],
+                ..Lines::default()
             },
         )
     };
@@ -345,7 +339,7 @@ fn scale(
             curves: &curves,
             log_x: true,
             log_y: true,
-            published: &[],
+            ..Lines::default()
         },
     )?;
     Ok(Section {

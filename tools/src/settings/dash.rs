@@ -72,7 +72,7 @@ pub struct DashSettings {
     #[arg(long, value_name = "GROUND")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub theme: Option<Ground>,
-    /// Draw this view once, without a terminal: to --output as SVG (FILE.svg) or text
+    /// Draw this view once, without a terminal: to --output as SVG (FILE.svg), PNG (FILE.png) or text
     #[arg(long, value_name = "VIEW")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub screenshot: Option<View>,

@@ -22,8 +22,7 @@ pub fn all(findings: &Findings) -> Result<Vec<(String, String)>, Error> {
             y: "gain",
             curves: &gains(findings, mode),
             log_x: true,
-            log_y: false,
-            published: &[],
+            ..Lines::default()
         }
         .render()?;
         plots.push((format!("gain-{file}.svg"), svg));
@@ -51,9 +50,7 @@ pub fn all(findings: &Findings) -> Result<Vec<(String, String)>, Error> {
         x: "training step",
         y: "needed capacity factor",
         curves: &needed,
-        log_x: false,
-        log_y: false,
-        published: &[],
+        ..Lines::default()
     }
     .render()?;
     plots.push(("needed-capacity.svg".into(), svg));

@@ -121,6 +121,26 @@ pub fn square_layer(tokens: u64, capacity_factor: f64) -> LayerSpec {
     }
 }
 
+/// The smaller layer of Figure 12: 16 experts, samples taken as tokens a GPU.
+pub fn figure12_base(capacity_factor: f64) -> LayerSpec {
+    LayerSpec {
+        tokens_per_step: 4_096,
+        hidden_dim: 2_048,
+        experts: Experts::Total(16),
+        capacity_factor,
+        ..LayerSpec::default()
+    }
+}
+
+/// The larger layer of Figure 12.
+pub fn figure12_large(capacity_factor: f64) -> LayerSpec {
+    LayerSpec {
+        tokens_per_step: 1_024,
+        hidden_dim: 32_768,
+        ..figure12_base(capacity_factor)
+    }
+}
+
 /// The 81 models of Table 6.
 pub fn table6_layers() -> Vec<LayerSpec> {
     let mut layers = Vec::new();

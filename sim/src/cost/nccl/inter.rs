@@ -13,7 +13,7 @@ use super::{CollectiveKind, Nccl, Protocol};
 
 impl Nccl {
     /// Time of one RDMA message on an idle NIC, microseconds: `max(gap, overhead + bytes / wire)`.
-    fn message_us(&self, message: f64) -> f64 {
+    pub(super) fn message_us(&self, message: f64) -> f64 {
         let nic = &self.params.nic;
         (nic.message_overhead_us + message / (nic.wire_gb_per_s * 1e3)).max(nic.message_gap_us)
     }

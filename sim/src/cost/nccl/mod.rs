@@ -310,6 +310,14 @@ impl Nccl {
         }
     }
 
+    /// The rate at which an idle NIC writes messages of `message_bytes` one after the other, as `ib_write_bw`
+    /// of perftest measures it: `message / max(gap, overhead + message / wire)`. Source:
+    /// `ib_write_<bytes>` of the `SuperBench` table.
+    pub fn write_rate(&self, message_bytes: u64) -> Bandwidth {
+        let message = message_bytes.max(1) as f64;
+        self.rate(message / (self.message_us(message) * 1e-6))
+    }
+
     /// The bandwidth of `bytes_per_second`, or of one byte a second where that is no bandwidth.
     fn rate(&self, bytes_per_second: f64) -> Bandwidth {
         let capped = bytes_per_second.clamp(1.0, f64::MAX);

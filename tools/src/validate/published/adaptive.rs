@@ -2,10 +2,11 @@
 
 use super::{Case, case, relative};
 use crate::validate::lab::{
-    Lab, adaptive_pipelining, square_layer, table6_layers, table6_times, tutel,
+    Lab, adaptive_pipelining, figure12_base, figure12_large, square_layer, table6_layers,
+    table6_times, tutel,
 };
 use crate::validate::{Outcome, Status};
-use moeplan_sim::spec::{AllToAll, Choice, Experts, LayerSpec, SpecError, Strategy};
+use moeplan_sim::spec::{AllToAll, Choice, LayerSpec, SpecError, Strategy};
 use rayon::prelude::*;
 
 /// Percent, by algorithm (linear, 2DH) and degree (1, 2, 4, 8).
@@ -101,18 +102,11 @@ pub(super) fn figure13() -> Vec<Case> {
         .collect()
 }
 
-/// The layers of Figure 12 at capacity factor `f`: best r of a step on 64 GPUs.
-fn figure12_r(lab: &Lab, tokens: u64, hidden_dim: u64, factor: f64) -> Result<u64, SpecError> {
-    let layer = LayerSpec {
-        tokens_per_step: tokens,
-        hidden_dim,
-        experts: Experts::Total(16),
-        capacity_factor: factor,
-        ..LayerSpec::default()
-    };
+/// Best r of a step of `layer` on 64 GPUs.
+fn best_r(lab: &Lab, layer: &LayerSpec) -> Result<u64, SpecError> {
     Ok(lab
         .step(
-            &layer,
+            layer,
             64,
             &Strategy {
                 adaptive_r: Choice::Auto,
@@ -134,7 +128,7 @@ pub(super) fn figure12() -> Vec<Case> {
         move |lab| {
             let mut inside = 0.0;
             for factor in factors {
-                inside += f64::from(u8::from(figure12_r(lab, 4_096, 2_048, factor)? <= 1));
+                inside += f64::from(u8::from(best_r(lab, &figure12_base(factor))? <= 1));
             }
             Ok(inside)
         },
@@ -148,7 +142,7 @@ pub(super) fn figure12() -> Vec<Case> {
         move |lab| {
             let mut seen = std::collections::BTreeSet::new();
             for factor in factors {
-                seen.insert(figure12_r(lab, 1_024, 32_768, factor)?);
+                seen.insert(best_r(lab, &figure12_large(factor))?);
             }
             Ok(seen.len() as f64)
         },
@@ -162,9 +156,9 @@ pub(super) fn figure12() -> Vec<Case> {
         move |lab| {
             let mut ordered = 0.0;
             // DP stands for the smallest r: nothing of the tokens travels.
-            let mut previous = figure12_r(lab, 1_024, 32_768, factors[0])?;
+            let mut previous = best_r(lab, &figure12_large(factors[0]))?;
             for factor in &factors[1..] {
-                let next = figure12_r(lab, 1_024, 32_768, *factor)?;
+                let next = best_r(lab, &figure12_large(*factor))?;
                 ordered += f64::from(u8::from(next <= previous));
                 previous = next;
             }
