@@ -161,8 +161,9 @@ pub fn run<B: Backend>(
         }
         ticked = Instant::now();
         if stale && drawn.elapsed() >= FRAME {
-            terminal.draw(|frame| view(state, frame))?;
+            // From its beginning, so that drawing does not slow the pace.
             drawn = Instant::now();
+            terminal.draw(|frame| view(state, frame))?;
             stale = false;
         }
     }
