@@ -172,6 +172,52 @@ fn ranks_can_be_chosen() {
     assert!(ran.stderr.contains("0 to 15, found 16"), "{}", ran.stderr);
 }
 
+/// How many events of a kind there are.
+fn count(trace: &Value, ph: &str) -> usize {
+    let events = events(trace).iter();
+    events.filter(|event| event["ph"] == ph).count()
+}
+
+/// The viewer that the format was made for, in Chromium; `.ci/run` fetches both where it can.
+#[test]
+fn the_viewer_of_the_format_agrees() {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let (modules, viewer) = (
+        variable("MOEPLAN_PLAYWRIGHT"),
+        variable("MOEPLAN_TRACE_VIEWER"),
+    );
+    if modules.is_empty() || viewer.is_empty() {
+        eprintln!(
+            "SKIPPED LOUDLY: the timeline was not opened in the viewer of its format (set \
+             MOEPLAN_TRACE_VIEWER and MOEPLAN_PLAYWRIGHT as .ci/viewers.sh does)"
+        );
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let trace = trace_of(SIMULATED);
+    std::fs::write(&path, trace.to_string()).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/check_trace.mjs");
+    let ran = Command::new("node")
+        .args([script, &viewer, &path.display().to_string()])
+        .env("NODE_PATH", &modules)
+        .output()
+        .expect("node");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let found: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!(found["warnings"], serde_json::json!([]));
+    assert_eq!(found["processes"].as_array().unwrap().len(), 16);
+    assert_eq!(found["processes"][9], "node 1 GPU 1 (rank 9) (pid 10)");
+    assert_eq!(found["threads"], 32);
+    assert_eq!(found["slices"], count(&trace, "X"));
+    assert_eq!(found["arrows"], count(&trace, "s"));
+    assert_eq!(found["counters"], 16);
+    let ends = slices(&trace).into_values().flatten().map(|slice| slice.1);
+    let end_us = ends.max().unwrap() as f64 * 1e-6;
+    assert!((found["end_us"].as_f64().unwrap() - end_us).abs() < 1e-6 * end_us);
+}
+
 /// Perfetto's own reader: `trace_processor_shell` on the path, which `.ci/run` fetches where it can.
 #[test]
 fn perfettos_own_reader_agrees() {
@@ -201,11 +247,6 @@ fn perfettos_own_reader_agrees() {
         .lines()
         .filter_map(|line| line.trim().parse().ok())
         .collect();
-    let count = |ph: &str| {
-        events(&trace)
-            .iter()
-            .filter(|event| event["ph"] == ph)
-            .count()
-    };
-    assert_eq!(numbers, [count("X"), count("s"), 0], "{text}");
+    let expected = [count(&trace, "X"), count(&trace, "s"), 0];
+    assert_eq!(numbers, expected, "{text}");
 }
