@@ -119,6 +119,30 @@ fn the_other_faces_of_the_views() {
     }
 }
 
+/// Without an All-to-All the wires carry weights and gradients.
+#[test]
+fn the_network_of_data_parallel_experts_is_not_idle() {
+    let args = "dash --gpus 16 --steps 1 --adaptive-r 0 --screenshot network";
+    let ran = moeplan(args);
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    let of = |class: &str| {
+        let line = ran
+            .stdout
+            .lines()
+            .find(|line| line.contains(class))
+            .unwrap();
+        line.split_once(class).unwrap().1.to_owned()
+    };
+    for class in ["nvlink-out", "nic-out", "nic-in"] {
+        assert!(
+            of(class).contains("iB") || of(class).contains("MB"),
+            "{}",
+            of(class)
+        );
+        assert!(of(class).contains('%'), "{}", of(class));
+    }
+}
+
 #[test]
 fn a_terminal_that_is_too_small_says_so() {
     assert!(shown(&loaded((30, 8))).contains("too small: 30x8"));

@@ -145,6 +145,30 @@ fn what_is_sent_adds_up() {
     assert!((counted - sent).abs() < 1e-6 * sent, "{counted} {sent}");
 }
 
+/// Weights gathered and gradients reduced go over wires, too.
+#[test]
+fn rings_are_counted_as_they_send() {
+    let trace = trace_of("simulate --gpus 16 --adaptive-r 0 --export perfetto");
+    let rings = ["all-gather", "reduce-scatter"];
+    let first = events(&trace)
+        .iter()
+        .find(|event| rings.iter().any(|ring| event["name"] == *ring))
+        .unwrap();
+    let rates = events(&trace)
+        .iter()
+        .find(|event| {
+            event["ph"] == "C" && event["pid"] == first["pid"] && event["ts"] == first["ts"]
+        })
+        .unwrap()["args"]
+        .clone();
+    // Eight rings, each leaving the node at another GPU.
+    let [node, network] = ["in node", "network"].map(|key| rates[key].as_f64().unwrap());
+    assert!(
+        network > 0.0 && (node / network - 7.0).abs() < 1e-3,
+        "{rates}"
+    );
+}
+
 #[test]
 fn an_executed_step_has_the_same_form() {
     let trace = trace_of(

@@ -9,6 +9,7 @@ mod op;
 mod per_rank;
 mod placement;
 mod program;
+mod ring;
 mod timeline;
 mod traffic;
 mod work;
@@ -22,6 +23,7 @@ pub use op::{
 pub use per_rank::PerRank;
 pub use placement::{Homes, Placement};
 pub use program::{Program, ProgramBuilder};
+pub use ring::Ring;
 pub use timeline::{Span, Timeline};
 pub use traffic::{Traffic, TrafficId, bounds_of_chunk, share_of_chunk};
 pub use work::Work;

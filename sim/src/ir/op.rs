@@ -148,6 +148,16 @@ impl Scope {
             Scope::Strided { size, stride } => rank / stride as usize % size as usize,
         }
     }
+
+    /// The rank in place `index` of the group of `rank`.
+    pub fn peer(self, rank: usize, index: usize) -> usize {
+        match self {
+            Scope::World => index,
+            Scope::Strided { stride, .. } => {
+                rank + index * stride as usize - self.index_in_group(rank) * stride as usize
+            }
+        }
+    }
 }
 
 /// How an exchange is carried.

@@ -9,7 +9,7 @@ use crate::resolve::{Given, Resolved};
 use crate::settings::Ranks;
 use moeplan_sim::compile::Plan;
 use moeplan_sim::engine::PricedOp;
-use moeplan_sim::ir::{Op, OpKind, Pass, Program, Span, Stream, Timeline, Traffic};
+use moeplan_sim::ir::{Op, OpKind, Pass, Program, Ring, Span, Stream, Timeline};
 use moeplan_sim::units::Time;
 use serde_json::{Value, json};
 
@@ -107,7 +107,8 @@ fn render(export: &Export<'_>, about: &Value) -> String {
             if spans[index].end > spans[index].start {
                 events.slice(export, rank, index, op, spans[index]);
                 events.dependencies(export.program, rank, op, spans, index);
-                events.exchange(export, rank, index, op);
+                events.rates(export, rank, index, op);
+                events.message(export, rank, index, op);
             }
         }
     }
@@ -272,15 +273,12 @@ impl Events {
         self.push(to, end, &finish);
     }
 
-    /// The rates of an exchange as counters, and its largest message to a rank that is shown.
-    fn exchange(&mut self, export: &Export<'_>, rank: usize, index: usize, op: &Op) {
-        let OpKind::Exchange { traffic, .. } = &op.kind else {
+    /// The rates at which a rank sends as counters.
+    fn rates(&mut self, export: &Export<'_>, rank: usize, index: usize, op: &Op) {
+        let Some((node, network)) = sent(op, rank, export.program) else {
             return;
         };
-        let program = export.program;
-        let traffic = program.traffic(*traffic);
         let span = export.timeline.rank(rank)[index];
-        let (node, network) = sent(traffic, rank, program);
         let seconds = (span.end - span.start).as_secs_f64();
         let rate = |bytes: u64| bytes as f64 / seconds / 1e9;
         for (time, node, network) in [
@@ -292,6 +290,16 @@ impl Events {
             });
             self.push(rank, time, &event);
         }
+    }
+
+    /// The largest message of an exchange to a rank that is shown.
+    fn message(&mut self, export: &Export<'_>, rank: usize, index: usize, op: &Op) {
+        let OpKind::Exchange { traffic, .. } = &op.kind else {
+            return;
+        };
+        let program = export.program;
+        let traffic = program.traffic(*traffic);
+        let span = export.timeline.rank(rank)[index];
         let bytes = |to: usize| traffic.bytes(rank, to, program.world_size);
         let others = export.ranks.iter().copied().filter(|&to| to != rank);
         // Of equals the next in the ring, so that arrows do not all end at one rank.
@@ -311,14 +319,23 @@ impl Events {
     }
 }
 
-/// Bytes that `rank` sends to its own node, and to others.
-fn sent(traffic: &Traffic, rank: usize, program: &Program) -> (u64, u64) {
-    let m = program.gpus_per_node.max(1);
-    let all = traffic.sent_by(rank, program.world_size);
-    let first = rank / m * m;
-    let node = (first..(first + m).min(program.world_size))
-        .filter(|&peer| peer != rank)
-        .map(|peer| traffic.bytes(rank, peer, program.world_size))
-        .sum();
-    (node, all - node)
+/// Bytes that `rank` sends to its own node, and to others, if the operation is one that sends.
+fn sent(op: &Op, rank: usize, program: &Program) -> Option<(u64, u64)> {
+    let (world, m) = (program.world_size, program.gpus_per_node.max(1));
+    let (node, all) = match &op.kind {
+        OpKind::Exchange { traffic, .. } => {
+            let traffic = program.traffic(*traffic);
+            let first = rank / m * m;
+            let peers = (first..(first + m).min(world)).filter(|&peer| peer != rank);
+            let node = peers.map(|peer| traffic.bytes(rank, peer, world)).sum();
+            (node, traffic.sent_by(rank, world))
+        }
+        kind => {
+            let sends = Ring::of(kind, world)?.sends(rank, world, m);
+            let near = sends.iter().filter(|(to, _)| to / m == rank / m);
+            let all = sends.iter().map(|(_, bytes)| bytes).sum();
+            (near.map(|(_, bytes)| bytes).sum(), all)
+        }
+    };
+    Some((node, all - node))
 }

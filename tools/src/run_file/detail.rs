@@ -3,7 +3,8 @@
 use super::model::{Detail, Lane, LinkLoad, Matrix, OnPath, OpInfo, Ranks};
 use moeplan_sim::hardware::{Hardware, Routing as SpineRouting};
 use moeplan_sim::ir::{
-    OpKind, Pass, Program, Stage, Stream, Timeline, Traffic, critical_path, waiting_for_others,
+    OpKind, Pass, Program, Ring, Stage, Stream, Timeline, Traffic, critical_path,
+    waiting_for_others,
 };
 use moeplan_sim::network::fabric::{Fabric, Leaves, LinkClass, Routing};
 use moeplan_sim::simulate::Trace;
@@ -269,7 +270,7 @@ struct Sent {
     leaves: Vec<(LinkClass, u32, u64)>,
 }
 
-/// Bytes of all exchanges over every port and link.
+/// Bytes of all exchanges and rings over every port and link.
 fn wires(program: &Program, hardware: &Hardware) -> Wires {
     let (world, node) = (program.world_size, program.gpus_per_node);
     let per_block = match world.div_ceil(MOST_BLOCKS) {
@@ -279,7 +280,25 @@ fn wires(program: &Program, hardware: &Hardware) -> Wires {
     let side = world.div_ceil(per_block);
     let fabric = fabric(program, hardware);
     let matrices = matrices(program);
-    let from = |source: usize| sent(source, world, node, per_block, &matrices, fabric.as_ref());
+    let ops = program.ops.iter();
+    let rings: Vec<Ring> = ops.filter_map(|op| Ring::of(&op.kind, world)).collect();
+    let from = |source: usize| {
+        let mut row: Vec<u64> = (0..world)
+            .map(|to| {
+                let bytes = matrices
+                    .iter()
+                    .map(|(traffic, times)| traffic.bytes(source, to, world) * times);
+                bytes.sum()
+            })
+            .collect();
+        for (to, bytes) in rings
+            .iter()
+            .flat_map(|ring| ring.sends(source, world, node))
+        {
+            row[to] += bytes;
+        }
+        sent(source, &row, node, per_block, fabric.as_ref())
+    };
     let mut ports: [Vec<u64>; 4] = std::array::from_fn(|_| vec![0; world]);
     let mut blocks = vec![0u64; side * side];
     let mut leaves: BTreeMap<LinkClass, BTreeMap<u32, u64>> = BTreeMap::new();
@@ -316,14 +335,15 @@ fn wires(program: &Program, hardware: &Hardware) -> Wires {
     (ports.map(collapsed), traffic, links)
 }
 
+/// Takes what `source` sends to everyone apart by wire.
 fn sent(
     source: usize,
-    world: usize,
+    row: &[u64],
     node: usize,
     per_block: usize,
-    matrices: &[(Traffic, u64)],
     fabric: Option<&Fabric>,
 ) -> Sent {
+    let world = row.len();
     let mut sent = Sent {
         out: [0; 2],
         row: vec![0; world.div_ceil(per_block)],
@@ -331,14 +351,7 @@ fn sent(
         leaves: Vec::new(),
     };
     let mut core: BTreeMap<(LinkClass, u32), u64> = BTreeMap::new();
-    for destination in 0..world {
-        let bytes: u64 = matrices
-            .iter()
-            .map(|(traffic, times)| traffic.bytes(source, destination, world) * times)
-            .sum();
-        if bytes == 0 {
-            continue;
-        }
+    for (destination, &bytes) in row.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {
         let wire = usize::from(source / node != destination / node);
         sent.out[wire] += bytes;
         sent.received[wire][destination] += bytes;
