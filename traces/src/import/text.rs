@@ -38,16 +38,32 @@ impl Records {
 
     /// Reads the next record, empty lines aside; false at the end of the file.
     pub(super) fn advance(&mut self) -> Result<bool, TraceError> {
-        loop {
-            if !self.lines.advance()? {
-                return Ok(false);
-            }
-            if !self.lines.bytes().is_empty() {
-                break;
-            }
+        let more = self.advance_line()?;
+        if more {
+            self.split()?;
         }
+        Ok(more)
+    }
+
+    /// Reads the line that the next record begins with. Its fields are known once it is split.
+    pub(super) fn advance_line(&mut self) -> Result<bool, TraceError> {
         self.quoted = None;
         self.ends.clear();
+        while self.lines.advance()? {
+            if !self.lines.bytes().is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The line read last.
+    pub(super) fn line(&self) -> &[u8] {
+        self.lines.bytes()
+    }
+
+    /// Finds the fields of the record that begins with it.
+    pub(super) fn split(&mut self) -> Result<(), TraceError> {
         let line = self.lines.bytes();
         if memchr::memchr(b'"', line).is_some() {
             self.start = self.lines.place();
@@ -56,7 +72,7 @@ impl Records {
             self.ends.extend(memchr::memchr_iter(b',', line));
             self.ends.push(line.len());
         }
-        Ok(true)
+        Ok(())
     }
 
     /// The record that begins with the line at hand; quotes may hold line feeds.
@@ -88,11 +104,18 @@ impl Records {
 
     /// The same, and the record must have `width` fields.
     pub(super) fn advance_by(&mut self, width: usize) -> Result<bool, TraceError> {
-        if !self.advance()? {
-            return Ok(false);
+        let more = self.advance_line()?;
+        if more {
+            self.split_by(width)?;
         }
+        Ok(more)
+    }
+
+    /// Finds the fields of the record, which must be `width`.
+    pub(super) fn split_by(&mut self, width: usize) -> Result<(), TraceError> {
+        self.split()?;
         if self.len() == width {
-            return Ok(true);
+            return Ok(());
         }
         Err(TraceError::invalid(
             self.place(),
@@ -127,18 +150,6 @@ impl Records {
             .checked_sub(1)
             .map_or(0, |before| self.ends[before] + 1);
         self.lines.text_between(start, end)
-    }
-
-    /// The bytes from field `column` to the end of the line, so that the field ends at the first comma.
-    /// None where the record has quotes.
-    pub(super) fn field_onwards(&self, column: usize) -> &[u8] {
-        let start = match column {
-            _ if self.quoted.is_some() => None,
-            0 => Some(0),
-            _ => self.ends.get(column - 1).map(|end| end + 1),
-        };
-        let line = start.and_then(|start| self.lines.bytes().get(start..));
-        line.unwrap_or_default()
     }
 
     /// The record read last.

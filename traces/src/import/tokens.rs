@@ -65,6 +65,8 @@ struct Choices {
 
 struct TokenRecords {
     records: Records,
+    /// Which columns are ids, if [`plain_ids`] can read the file.
+    plain: Option<Vec<bool>>,
     header: Vec<String>,
     step: Option<usize>,
     rank: Option<usize>,
@@ -82,11 +84,15 @@ impl TokenRecords {
         records.advance()?;
         let header: Vec<String> = records.fields();
         let find = |names: &[&str]| header.iter().position(|name| names::is(name, names));
+        let (step, rank) = (find(names::STEP), find(names::RANK));
+        let choices = find_choices(&header, &records)?;
+        let plain = (step.is_none() && rank.is_none()).then(|| plain_columns(&header, &choices));
         Ok(Self {
-            step: find(names::STEP),
-            rank: find(names::RANK),
+            step,
+            rank,
             layer: find(names::LAYER),
-            choices: find_choices(&header, &records)?,
+            choices,
+            plain: plain.flatten(),
             records,
             header,
             top_k: options.top_k.map(|top_k| top_k as usize),
@@ -110,9 +116,7 @@ impl TokenRecords {
         let field = |column: usize| records.place().field(self.header[column].as_str());
         let before = row.ids.len();
         for &column in &choices.ids {
-            if !append_plain_ids(records.field_onwards(column), &mut row.ids) {
-                append_ids(records.field(column), &mut row.ids, || field(column))?;
-            }
+            append_ids(records.field(column), &mut row.ids, || field(column))?;
         }
         let first = choices.ids.first().copied().unwrap_or_default();
         let whole = || quote(records.field(first).as_bytes());
@@ -159,10 +163,19 @@ impl TokenRecords {
 
 impl Rows for TokenRecords {
     fn next_row(&mut self, row: &mut Row) -> Result<bool, TraceError> {
-        if !self.records.advance_by(self.header.len())? {
+        if !self.records.advance_line()? {
             return Ok(false);
         }
         row.clear();
+        if let (Some(columns), Some(top_k)) = (&self.plain, self.top_k) {
+            if row.layers.len() == self.choices.len()
+                && plain_ids(self.records.line(), columns, top_k, &mut row.ids)
+            {
+                return Ok(true);
+            }
+            row.ids.clear();
+        }
+        self.records.split_by(self.header.len())?;
         row.step = self.number(self.step, u64::MAX)?;
         row.rank = self.number(self.rank, MAX_EXPERT)?.map(|rank| rank as u32);
         let wide = self
@@ -221,7 +234,15 @@ fn find_choices(header: &[String], records: &Records) -> Result<Vec<Choices>, Tr
                 same.map(|&(_, column)| column).collect()
             },
         });
-        return Ok(choices.collect());
+        let choices: Vec<Choices> = choices.collect();
+        return match choices.iter().find(|layer| layer.scores.is_empty()) {
+            Some(bare) if !scores.is_empty() => Err(TraceError::invalid(
+                records.place(),
+                "scores of every layer, or of none",
+                format!("none of layer {}", bare.layer.unwrap_or_default()),
+            )),
+            Some(_) | None => Ok(choices),
+        };
     }
     let named = |names: &[&str], prefixes: &[&str]| match header
         .iter()
@@ -261,26 +282,60 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         .filter(|piece| !piece.is_empty())
 }
 
-/// Appends the ids of the cell that `line` begins with, which ends at a comma or with the line.
-///
-/// Gives up at whatever is not up to three digits and single spaces, which almost all cells are.
-fn append_plain_ids(line: &[u8], ids: &mut Vec<u32>) -> bool {
-    let before = ids.len();
-    let mut rest = line;
-    loop {
-        let (id, digits) = leading_number(rest);
-        if !(1..4).contains(&digits) {
-            break;
+/// Which columns are ids, where every layer is one column of them in ascending order, and nothing else is read.
+fn plain_columns(header: &[String], choices: &[Choices]) -> Option<Vec<bool>> {
+    let mut columns = vec![false; header.len()];
+    let mut last = None;
+    for layer in choices {
+        let &[column] = layer.ids.as_slice() else {
+            return None;
+        };
+        if layer.layer.is_none() || !layer.scores.is_empty() || Some(column) <= last {
+            return None;
         }
-        ids.push(id);
-        match rest.get(digits) {
-            None | Some(b',') => return true,
-            Some(b' ') => rest = &rest[digits + 1..],
-            Some(_) => break,
+        columns[column] = true;
+        last = Some(column);
+    }
+    Some(columns)
+}
+
+/// Appends the ids of a whole line in one pass: `top_k` different ones of up to three digits in every cell of ids, with
+/// single spaces between them, as almost all lines are.
+///
+/// Gives up at whatever is not: then the caller has to look closely, from the start.
+fn plain_ids(line: &[u8], columns: &[bool], top_k: usize, ids: &mut Vec<u32>) -> bool {
+    let mut at = 0;
+    for (column, &is_ids) in columns.iter().enumerate() {
+        let last = column + 1 == columns.len();
+        if is_ids {
+            let before = ids.len();
+            for choice in 1..=top_k {
+                let (id, digits) = leading_number(&line[at..]);
+                at += digits;
+                let ends = match line.get(at) {
+                    Some(b' ') => choice < top_k,
+                    Some(b',') => choice == top_k && !last,
+                    Some(_) => false,
+                    None => choice == top_k && last,
+                };
+                if !(1..4).contains(&digits) || !ends {
+                    return false;
+                }
+                ids.push(id);
+                at += 1;
+            }
+            if !are_different(&ids[before..]) {
+                return false;
+            }
+        } else {
+            match memchr::memchr2(b',', b'"', &line[at..]) {
+                Some(end) if line[at + end] == b',' && !last => at += end + 1,
+                None if last => at = line.len() + 1,
+                Some(_) | None => return false,
+            }
         }
     }
-    ids.truncate(before);
-    false
+    at == line.len() + 1
 }
 
 fn append_ids(text: &str, ids: &mut Vec<u32>, place: impl Fn() -> Place) -> Result<(), TraceError> {

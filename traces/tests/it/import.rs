@@ -104,6 +104,11 @@ fn bad_token_files_are_refused() {
         "whole number",
     );
     refuse("doc,L0,L0\n", ":1: `L0`", "every layer once");
+    refuse(
+        "L0,L1,W1\n1 2,3 4,1 0\n",
+        ":1",
+        "scores of every layer, or of none",
+    );
 }
 
 #[test]
@@ -140,7 +145,50 @@ fn bad_count_files_are_refused() {
     refuse("hello\n", ":1", "\"hello\"");
 }
 
+/// How a row of a wide file may be damaged or written otherwise.
+fn rewritten(row: &str, how: u8) -> String {
+    match how {
+        // The same in other words: the whole row is then read closely.
+        0 => row.replacen(',', ", ", 2),
+        1 => row.replacen("doc", "\"a \"\"doc\"\"\"", 1),
+        2 => row.replacen(' ', ";", 1),
+        // Damage.
+        3 => row.replacen(' ', "  x", 1),
+        4 => format!("{row},7"),
+        5 => row
+            .rsplit_once(',')
+            .map_or("", |(front, _)| front)
+            .to_owned(),
+        6 => row.replacen(' ', "", 1),
+        7 => format!("{row} "),
+        _ => row.to_owned(),
+    }
+}
+
 proptest! {
+    /// Lines are read in one pass where they are plain; no other way of reading may differ.
+    #[test]
+    fn plain_lines_are_read_as_all_others(
+        ids in prop::collection::vec((0_u32..1100, 1_u32..7, 0_u8..20), 4..12),
+    ) {
+        let rows = ids.iter().enumerate().map(|(token, &(first, apart, how))| {
+            let cell = |layer: u32| format!("{} {}", first + layer, first + layer + apart);
+            rewritten(&format!("doc,{token},{},{}", cell(0), cell(1)), how)
+        });
+        let rows: Vec<String> = rows.collect();
+        let file = |header: &str, rows: &[String]| format!("{header}\n{}\n", rows.join("\n"));
+        let plain = file("doc,token,L0,L1", &rows);
+        // With scores every row is read closely; a damaged row stays one.
+        let longer: Vec<String> = rows.iter().map(|row| format!("{row},1 0,1 0")).collect();
+        let close = file("doc,token,L0,L1,W0,W1", &longer);
+        let [plain, close] = [plain, close].map(|text| import(&text, &small()));
+        match (plain, close) {
+            (Ok(plain), Ok(close)) => prop_assert_eq!(plain.steps, close.steps),
+            (Err(_), Err(_)) => {}
+            (plain, close) => prop_assert!(false, "{plain:?} {close:?}"),
+        }
+    }
+
     #[test]
     fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let read = |bytes: &[u8]| read(bytes, "t.csv", &small()).is_ok();
