@@ -61,7 +61,7 @@ impl Kind {
 
     /// Reads the next row, which must be of this kind.
     fn read(self, rows: &mut dyn Rows, row: &mut Row) -> Result<bool, TraceError> {
-        if !rows.next_row(row)? {
+        if !next_whole(rows, row)? {
             return Ok(false);
         }
         let found = Self::of(row);
@@ -81,6 +81,19 @@ impl Kind {
             "another kind of row",
         ))
     }
+}
+
+/// Reads the next row, which must have scores in all layers or in none; false at the end of the file.
+fn next_whole(rows: &mut dyn Rows, row: &mut Row) -> Result<bool, TraceError> {
+    let more = rows.next_row(row)?;
+    if more && !row.scores.is_empty() && row.scores.len() != row.ids.len() {
+        return Err(TraceError::invalid(
+            rows.place().field("scores"),
+            "scores of every layer, or of none",
+            format!("{} scores of {} choices", row.scores.len(), row.ids.len()),
+        ));
+    }
+    Ok(more)
 }
 
 /// How the rows become steps.
@@ -103,7 +116,7 @@ pub(super) fn assemble<R: Rows + 'static>(
 ) -> Result<Imported, TraceError> {
     let mut rows = open()?;
     let mut row = Row::default();
-    if !rows.next_row(&mut row)? {
+    if !next_whole(&mut rows, &mut row)? {
         let expected = "at least one token";
         return Err(TraceError::invalid(file, expected, "the end of the file"));
     }

@@ -456,6 +456,12 @@ fn json_lines_of_single_layers_or_all() {
 }
 
 #[test]
+fn scores_are_those_of_all_layers() {
+    let rows = b"{\"L0\":[1,2],\"L1\":[3,4],\"W1\":[0.5,0.5]}\n";
+    refuse(rows, &plain(), &["scores of every layer, or of none", ":1"]);
+}
+
+#[test]
 fn token_columns_long_and_with_scores() {
     let small = ImportOptions {
         source_ranks: 1,
