@@ -184,8 +184,7 @@ pub fn neighbours(
 ) -> Vec<Neighbour> {
     let world = outcome.world(winner);
     let mut found: Vec<Neighbour> = Vec::new();
-    for (differs, candidate) in same_world(space, world, &winner.candidate) {
-        let neighbour = tried(space, limits, world, candidate, differs);
+    for neighbour in of_same_world(space, limits, outcome, winner) {
         // From r = 0 every r has many plans, as r = 0 says nothing of degree and All-to-All.
         match found
             .iter_mut()
@@ -196,24 +195,28 @@ pub fn neighbours(
             None => found.push(neighbour),
         }
     }
-    for (differs, other) in other_worlds(space, world) {
-        let neighbour = match other {
+    let others = other_worlds(space, world).into_par_iter();
+    let others: Vec<Neighbour> = others
+        .map(|(differs, other)| match other {
             Err(reason) => Neighbour {
                 differs,
                 world: None,
                 verdict: Verdict::Refused(reason),
             },
-            Ok(other) => match fitted(space, &other, &winner.candidate) {
-                Some(candidate) => tried(space, limits, &other, candidate, differs),
-                None => Neighbour {
-                    differs,
-                    verdict: Verdict::Refused("no such r on that many GPUs".into()),
-                    world: Some(other),
+            Ok(other) => Neighbour {
+                differs,
+                verdict: match fitted(space, &other, &winner.candidate) {
+                    Some(candidate) => {
+                        let tester = Tester::new(space, limits, &other, &[candidate]);
+                        verdict(tester.as_ref(), &candidate)
+                    }
+                    None => Verdict::Refused("no such r on that many GPUs".into()),
                 },
+                world: Some(other),
             },
-        };
-        found.push(neighbour);
-    }
+        })
+        .collect();
+    found.extend(others);
     found
 }
 
@@ -229,25 +232,57 @@ fn better(neighbour: &Neighbour, other: &Neighbour) -> bool {
     rank(neighbour) < rank(other)
 }
 
-fn tried(
+/// All candidates of the winner's world that differ in one choice; what the search tried is not
+/// tried again.
+fn of_same_world(
     space: &Space<'_>,
     limits: &Limits,
-    world: &World,
-    candidate: Candidate,
-    differs: String,
-) -> Neighbour {
-    let evaluated = Tester::new(space, limits, world, &[candidate]).and_then(|tester| {
+    outcome: &Outcome,
+    winner: &Evaluated,
+) -> Vec<Neighbour> {
+    let world = outcome.world(winner);
+    let all = same_world(space, world, &winner.candidate);
+    let alike = |a: &Candidate, b: &Candidate| {
+        (a.world, a.strategy, a.capacity, a.decision)
+            == (b.world, b.strategy, b.capacity, b.decision)
+    };
+    let known: Vec<Option<&Evaluated>> = all
+        .iter()
+        .map(|(_, candidate)| {
+            let mut tried = outcome.evaluated.iter();
+            tried.find(|plan| alike(&plan.candidate, candidate))
+        })
+        .collect();
+    let left: Vec<Candidate> = all
+        .iter()
+        .zip(&known)
+        .filter(|(_, known)| known.is_none())
+        .map(|((_, candidate), _)| *candidate)
+        .collect();
+    let tester = Tester::new(space, limits, world, &left);
+    all.into_par_iter()
+        .zip(known)
+        .map(|((differs, candidate), known)| Neighbour {
+            differs,
+            world: Some(world.clone()),
+            verdict: match known {
+                Some(plan) => Verdict::Tried(Box::new(plan.clone())),
+                None => verdict(tester.as_ref(), &candidate),
+            },
+        })
+        .collect()
+}
+
+/// How `candidate` does.
+fn verdict(tester: Result<&Tester<'_>, &String>, candidate: &Candidate) -> Verdict {
+    let evaluated = tester.map_err(String::clone).and_then(|tester| {
         tester
-            .evaluate(&candidate)
+            .evaluate(candidate)
             .map_err(|error| error.to_string())
     });
-    Neighbour {
-        differs,
-        world: Some(world.clone()),
-        verdict: match evaluated {
-            Ok(evaluated) => Verdict::Tried(Box::new(evaluated)),
-            Err(reason) => Verdict::Refused(reason),
-        },
+    match evaluated {
+        Ok(evaluated) => Verdict::Tried(Box::new(evaluated)),
+        Err(reason) => Verdict::Refused(reason),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
 use moeplan_traces::RoutingStep;
 use std::fmt;
+use std::sync::Arc;
 
 /// A kind of cluster that can be had.
 #[derive(Clone, Copy)]
@@ -32,9 +33,11 @@ pub enum Tokens {
     InAll(u64),
 }
 
-/// The routing of a layer's steps; `None` where a step is balanced. The error is for people.
-pub type Routes<'a> =
-    dyn Fn(&ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, String> + Sync + 'a;
+/// The routing of a layer's steps; `None` where a step is balanced.
+pub type Steps = Vec<Option<Arc<RoutingStep>>>;
+
+/// Works out the routing of a layer. The error is for people.
+pub type Routes<'a> = dyn Fn(&ResolvedLayer) -> Result<Steps, String> + Sync + 'a;
 
 /// Everything that may be chosen.
 pub struct Space<'a> {
@@ -242,7 +245,7 @@ impl<'a> Space<'a> {
 
 /// The steps of a world as its candidates load it.
 pub(super) struct Loads {
-    routing: Vec<Option<RoutingStep>>,
+    routing: Steps,
     /// By padding and capacity setting: the load of every step.
     known: Vec<(Padding, f64, Vec<Load>)>,
 }
@@ -264,8 +267,8 @@ impl Loads {
             {
                 continue;
             }
-            let load = |step: &Option<RoutingStep>| {
-                let routing = routing_of(step.as_ref());
+            let load = |step: &Option<Arc<RoutingStep>>| {
+                let routing = routing_of(step.as_deref());
                 Load::new(&world.layer, candidate.capacity, padding, &routing)
             };
             let loads = routing.iter().map(load).collect();
@@ -285,7 +288,7 @@ impl Loads {
 
     /// The routing of every step.
     pub(super) fn routing(&self) -> impl Iterator<Item = Routing<'_>> {
-        self.routing.iter().map(|step| routing_of(step.as_ref()))
+        self.routing.iter().map(|step| routing_of(step.as_deref()))
     }
 }
 

@@ -4,16 +4,17 @@ use super::{Given, complete_layer, gpus_only, layer, model, routing, strategies}
 use crate::economy::Prices;
 use crate::error::{Error, Place};
 use crate::resolve::{MAX_GPUS, Planned};
-use crate::routing::RoutingSource;
+use crate::routing::{Kept, RoutingSource};
 use crate::settings::{Budget, PlanSettings, RoutingSettings, StrategySettings, Study};
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts, space};
+use moeplan_sim::planner::space::{self, Steps};
+use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts};
 use moeplan_sim::spec::{
     Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, Strategy,
 };
 use moeplan_sim::units::Time;
-use moeplan_traces::RoutingStep;
+use rayon::prelude::*;
 
 /// Most GPUs that are tried when nothing is said.
 const DEFAULT_MAX_GPUS: u64 = 64;
@@ -50,6 +51,7 @@ pub struct Asked {
     policies: Vec<Policy>,
     phase: Phase,
     routing: RoutingSettings,
+    kept: Kept,
 }
 
 impl Asked {
@@ -82,9 +84,12 @@ impl Asked {
     ///
     /// # Errors
     /// Routing that cannot be drawn for this layer.
-    pub fn routes(&self, layer: &ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, Error> {
+    pub fn routes(&self, layer: &ResolvedLayer) -> Result<Steps, Error> {
         let source = self.source(layer)?;
-        (0..source.len()).map(|index| source.step(index)).collect()
+        (0..source.len())
+            .into_par_iter()
+            .map(|index| source.step(index))
+            .collect()
     }
 
     /// Where the tokens of `layer` go.
@@ -97,7 +102,7 @@ impl Asked {
             ..Place::default()
         };
         let layers = std::slice::from_ref(layer);
-        RoutingSource::new(&self.routing, layers, self.seed, &place)
+        RoutingSource::new(&self.routing, layers, self.seed, &self.kept, &place)
     }
 }
 
@@ -185,6 +190,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         policies: Vec::new(),
         phase,
         routing,
+        kept: Kept::some(),
     };
     asked.policies = policies(&asked, &plan, refined)?;
     Ok(asked)

@@ -3,6 +3,7 @@
 use super::expression::Constraint;
 use crate::document::Document;
 use crate::error::{Error, Place};
+use crate::routing::Kept;
 use crate::settings::Study;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
@@ -64,6 +65,8 @@ pub struct Sweep {
     settings: Json,
     /// Names these scenarios under this version of the program.
     pub hash: String,
+    /// Routing that scenarios share.
+    pub kept: Kept,
 }
 
 impl Sweep {
@@ -100,6 +103,7 @@ impl Sweep {
             base,
             settings,
             hash: String::new(),
+            kept: Kept::some(),
         };
         sweep.hash = sweep.digest();
         Ok(sweep)
