@@ -12,8 +12,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Payload of a 128-byte line under the LL128 protocol.
 const LL128_PAYLOAD: f64 = 120.0 / 128.0;
-/// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
-const KEPT_MATRICES: usize = 16;
+/// Most bytes of uneven matrices whose drain times are kept: those of one step's plans, both ways, at
+/// 2,048 ranks, and of many steps' at few.
+const KEPT_BYTES: usize = 1 << 28;
+/// Most of them, as they are looked for one by one.
+const KEPT_MATRICES: usize = 1024;
 
 /// Prices exchanges on one kind of cluster.
 #[derive(Debug)]
@@ -279,7 +282,8 @@ impl Exchanges {
         match drains.iter().find(|(known, _)| Arc::ptr_eq(known, rows)) {
             Some((_, cell)) => cell.clone(),
             None => {
-                if drains.len() == KEPT_MATRICES {
+                let room = KEPT_BYTES / size_of_val(&rows[..]).max(1);
+                if drains.len() >= room.clamp(1, KEPT_MATRICES) {
                     drains.remove(0);
                 }
                 let cell = Arc::new(OnceLock::new());

@@ -365,9 +365,9 @@ impl<'a> Tester<'a> {
                     ..self.strategy(candidate).clone()
                 };
                 let mut runner = Runner::new(self.scenario(), strategy, false)?;
-                self.loads
-                    .routing()
-                    .map(|routing| Ok(runner.step(&routing)?.step))
+                self.loads(candidate)
+                    .iter()
+                    .map(|load| Ok(runner.step_of(load)?.step))
                     .collect::<Result<_, SpecError>>()?
             }
         };

@@ -8,6 +8,7 @@ use crate::policy::candidates;
 use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
 use moeplan_traces::RoutingStep;
+use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
@@ -245,7 +246,6 @@ impl<'a> Space<'a> {
 
 /// The steps of a world as its candidates load it.
 pub(super) struct Loads {
-    routing: Steps,
     /// By padding and capacity setting: the load of every step.
     known: Vec<(Padding, f64, Vec<Load>)>,
 }
@@ -268,13 +268,13 @@ impl Loads {
                 continue;
             }
             let load = |step: &Option<Arc<RoutingStep>>| {
-                let routing = routing_of(step.as_deref());
+                let routing = step.as_deref().map_or(Routing::Balanced, Routing::Step);
                 Load::new(&world.layer, candidate.capacity, padding, &routing)
             };
-            let loads = routing.iter().map(load).collect();
+            let loads = routing.par_iter().map(load).collect();
             known.push((padding, candidate.capacity, loads));
         }
-        Ok(Loads { routing, known })
+        Ok(Loads { known })
     }
 
     /// The loads of a candidate, step by step.
@@ -285,13 +285,4 @@ impl Loads {
             .find(|(p, x, _)| *p == padding && *x == capacity);
         found.map_or(&[], |(_, _, loads)| loads)
     }
-
-    /// The routing of every step.
-    pub(super) fn routing(&self) -> impl Iterator<Item = Routing<'_>> {
-        self.routing.iter().map(|step| routing_of(step.as_deref()))
-    }
-}
-
-fn routing_of(step: Option<&RoutingStep>) -> Routing<'_> {
-    step.map_or(Routing::Balanced, Routing::Step)
 }
