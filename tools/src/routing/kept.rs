@@ -7,9 +7,9 @@ use moeplan_traces::{RoutingStep, Shape};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Most bytes of drawn steps that are kept, and as many of traces: 16 steps at 2,048 GPUs with two
-/// experts each.
-const ROOM_BYTES: usize = 1 << 29;
+/// Most bytes of drawn steps that are kept, and as many of traces: eight steps at 2,048 GPUs with two
+/// experts each, or 500 at 256.
+const ROOM_BYTES: usize = 1 << 28;
 
 /// What a step is drawn from.
 pub(super) type StepKey = (RoutingSettings, Shape, u64, usize);

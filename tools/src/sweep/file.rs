@@ -30,6 +30,14 @@ const NOT_SWEPT: [&str; 12] = [
     "ladder",
 ];
 
+/// Settings of a layer that leave its tokens where they go.
+const SAME_ROUTING: [&str; 4] = [
+    "layer.model-dim",
+    "layer.hidden-dim",
+    "layer.capacity-factor",
+    "layer.dtype",
+];
+
 /// A sweep file as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -146,6 +154,20 @@ impl Sweep {
             .iter()
             .map(|column| (column.clone(), value(column)))
             .collect()
+    }
+
+    /// The settings of scenario `index` that say where tokens go: scenarios that agree in them share
+    /// their routing.
+    pub fn routing(&self, index: usize) -> String {
+        let decides = |name: &str| {
+            name == "seed"
+                || name.starts_with("routing.")
+                || name.starts_with("cluster.")
+                || (name.starts_with("layer.") && !SAME_ROUTING.contains(&name))
+        };
+        let set = self.scenarios[index].iter();
+        let deciding: Vec<_> = set.filter(|(name, _)| decides(name)).collect();
+        json!(deciding).to_string()
     }
 
     /// A hash of the program's version, every scenario, and every file that a scenario names.
