@@ -43,8 +43,8 @@ struct Unit {
     limits: [String; 2],
     /// Mean rows of a message that is not empty.
     mean_rows: f64,
-    /// Peers of the rank that has most of them on other nodes.
-    remote_peers: usize,
+    /// Peers that get anything, on the node and beyond it, each of the rank that has most of them.
+    peers: [usize; 2],
 }
 
 /// Peers of a rank in its group: those on its node, and those beyond it.
@@ -89,12 +89,7 @@ impl Exchanges {
             } => {
                 let cell = self.unit(rows);
                 let unit = cell.get_or_init(|| self.drain_unit(exchange, *scope, rows));
-                self.uneven(
-                    exchange,
-                    *scope,
-                    unit,
-                    *row_bytes as f64 / f64::from(*chunks),
-                )
+                self.uneven(exchange, unit, *row_bytes as f64 / f64::from(*chunks))
             }
         }
     }
@@ -171,16 +166,10 @@ impl Exchanges {
         Ok(network::drain(&fabric, &traffic).ok())
     }
 
-    fn uneven(
-        &self,
-        exchange: &Exchange<'_>,
-        scope: Scope,
-        unit: &Unit,
-        row_bytes: f64,
-    ) -> ExchangePrice {
-        let (local, _) = peers(scope, exchange.world_size, exchange.gpus_per_node);
+    fn uneven(&self, exchange: &Exchange<'_>, unit: &Unit, row_bytes: f64) -> ExchangePrice {
+        let [local, remote] = unit.peers;
         let message = (unit.mean_rows * row_bytes) as u64;
-        let rates = self.rates(exchange, message, local, unit.remote_peers);
+        let rates = self.rates(exchange, message, local, remote);
         let [nvlink, nic] =
             [rates.nvlink, rates.nic].map(|rate| row_bytes / rate.bytes_per_second());
         let rank_time = |rank: usize| {
@@ -197,7 +186,7 @@ impl Exchanges {
         let [local_rows, remote_rows] = unit.port_rows;
         ExchangePrice {
             alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
-            host: self.host(exchange, local + unit.remote_peers),
+            host: self.host(exchange, local + remote),
             provenance: rates.provenance,
             wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
             bottleneck: unit.limits[usize::from(nic_bound)].clone(),
@@ -321,9 +310,9 @@ impl Exchanges {
             drain(&local_traffic, [LinkClass::NvlinkOut, LinkClass::NvlinkIn]);
         let (remote_seconds, remote_rows, remote) =
             drain(&remote_traffic, [LinkClass::NicOut, LinkClass::NicIn]);
-        let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
+        let (mut total, mut messages, mut peers) = (0u64, 0u64, [0; 2]);
         for source in 0..world {
-            let mut beyond = 0;
+            let mut of_source = [0; 2];
             for (destination, &count) in rows[source * world..(source + 1) * world]
                 .iter()
                 .enumerate()
@@ -331,10 +320,10 @@ impl Exchanges {
                 if count > 0 && destination != source {
                     total += u64::from(count);
                     messages += 1;
-                    beyond += usize::from(destination / node != source / node);
+                    of_source[usize::from(destination / node != source / node)] += 1;
                 }
             }
-            remote_peers = remote_peers.max(beyond);
+            peers = [0, 1].map(|kind: usize| peers[kind].max(of_source[kind]));
         }
         Unit {
             local_seconds,
@@ -342,7 +331,7 @@ impl Exchanges {
             port_rows: [local_rows, remote_rows],
             limits: [local, remote],
             mean_rows: total as f64 / messages.max(1) as f64,
-            remote_peers,
+            peers,
         }
     }
 }

@@ -111,6 +111,23 @@ pub struct Sensitivity {
     pub plan: String,
 }
 
+impl Sensitivity {
+    /// A richer cluster can be run as it was: one NVLink domain as the nodes it replaces, between which
+    /// 2DH has less to send than a linear All-to-All has within it.
+    fn or_unused(self, winner: &Evaluated) -> Sensitivity {
+        if self.gain >= 1.0 {
+            return self;
+        }
+        Sensitivity {
+            change: self.change,
+            step_time: winner.figures.step_time,
+            tokens_per_second: winner.figures.cost.tokens_per_second,
+            gain: 1.0,
+            plan: format!("{}, as without it", winner.candidate.decision),
+        }
+    }
+}
+
 /// What limits `winner`; nothing where it cannot be played again.
 pub fn limiting(
     space: &Space<'_>,
@@ -412,7 +429,8 @@ pub fn sensitivities(space: &Space<'_>, world: &World, winner: &Evaluated) -> Ve
             gpus_per_node,
             per_gpu_hour: site.per_gpu_hour,
         };
-        found.extend(best_with(space, site, world.gpus, world, winner, change));
+        let best = best_with(space, site, world.gpus, world, winner, change);
+        found.extend(best.map(|best| best.or_unused(winner)));
     }
     let double = world.gpus * 2;
     let change = match space.tokens {
