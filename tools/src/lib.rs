@@ -44,14 +44,7 @@ use std::process::ExitCode;
 pub fn main_on_this_machine() -> ExitCode {
     // A panic is reported by `run`, as one line.
     std::panic::set_hook(Box::new(|_| {}));
-    // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
-    let _ = ctrlc::set_handler(|| {
-        if session::interrupt() {
-            dash::terminal::restore();
-            #[expect(clippy::exit, reason = "the user asked a second time")]
-            std::process::exit(i32::from(Exit::Interrupted.code()));
-        }
-    });
+    heed_ctrl_c();
     let watched = io::stderr().is_terminal();
     let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
     let streams = Streams {
@@ -60,6 +53,18 @@ pub fn main_on_this_machine() -> ExitCode {
         watched,
     };
     run(std::env::args_os(), streams).into()
+}
+
+/// From here on Ctrl-C ends this process after the step at hand, and a second one at once.
+pub fn heed_ctrl_c() {
+    // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
+    let _ = ctrlc::set_handler(|| {
+        if session::interrupt() {
+            dash::terminal::restore();
+            #[expect(clippy::exit, reason = "the user asked a second time")]
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+    });
 }
 
 /// Runs the command line `args` (the program's name first).
