@@ -87,7 +87,7 @@ pub struct Trace {
 /// A plan the layer cannot run.
 pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
     let program = program_of(scenario, plan, load)?;
-    Ok(simulate(scenario, plan, load, program))
+    Ok(simulate_program(scenario, plan, load, program))
 }
 
 /// The same where the step fits in memory; else the memory it needs, and it is not timed.
@@ -102,13 +102,19 @@ pub fn simulate_if_fits(
     let program = program_of(scenario, plan, load)?;
     let memory = memory(scenario, &program);
     Ok(if memory <= scenario.memory_bytes {
-        Ok(simulate(scenario, plan, load, program))
+        Ok(simulate_program(scenario, plan, load, program))
     } else {
         Err(memory)
     })
 }
 
-fn simulate(scenario: &Scenario<'_>, plan: Plan, load: &Load, program: Program) -> Trace {
+/// Prices, plays and sums up `program`, a step under `plan`.
+pub(crate) fn simulate_program(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+    program: Program,
+) -> Trace {
     let priced = price(&program, scenario.model);
     let (timeline, stats) = run(&program, &priced, scenario.model.concurrency());
     let provenance = |op: usize| priced[op].provenance;
@@ -146,23 +152,20 @@ pub fn measured_step(
     summarise(scenario, plan, load, program, &measured, timeline, stats)
 }
 
-/// What `floor` says of the time of a step under `plan`, and the memory of the GPU that needs most.
-pub(crate) fn bounds_of(
-    scenario: &Scenario<'_>,
-    plan: Plan,
-    load: &Load,
-    floor: impl Fn(&Program, &dyn CostModel) -> Time,
-) -> Result<(Time, u64), SpecError> {
-    let program = program_of(scenario, plan, load)?;
-    Ok((floor(&program, scenario.model), memory(scenario, &program)))
-}
-
 /// Most memory any GPU needs, with the runtime's share.
-fn memory(scenario: &Scenario<'_>, program: &Program) -> u64 {
+pub(crate) fn memory(scenario: &Scenario<'_>, program: &Program) -> u64 {
     scenario.reserved_bytes.saturating_add(peak_memory(program))
 }
 
-fn program_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Program, SpecError> {
+/// The program of a step under `plan`.
+///
+/// # Errors
+/// A plan the layer cannot run.
+pub(crate) fn program_of(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+) -> Result<Program, SpecError> {
     compile(Source {
         layer: scenario.layer,
         gpus_per_node: scenario.gpus_per_node,

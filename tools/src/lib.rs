@@ -34,7 +34,7 @@ use error::{Error, Exit};
 use output::Answer;
 use resolve::{Given, Resolved, resolve};
 use session::{Session, Streams};
-use settings::Study;
+use settings::{ModelSettings, Study};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -244,6 +244,13 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.routing = args.routing;
             given.flags.economy = args.economy;
             given.flags.plan = args.plan;
+            given.flags.model = ModelSettings {
+                preset: args.model,
+                batch: args.batch,
+                sequence_length: args.sequence_length,
+                shard_states: args.shard_states,
+                ..ModelSettings::default()
+            };
             given.refine = args.refine;
             command::plan::run(&given, &mut session)?
         }

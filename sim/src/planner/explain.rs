@@ -10,7 +10,6 @@ use crate::engine::Resource;
 use crate::hardware::Hardware;
 use crate::ir::{critical_path, waiting_for_others};
 use crate::policy::candidates;
-use crate::simulate::simulate_step;
 use crate::spec::{Policy, Strategy};
 use crate::units::Time;
 use rayon::prelude::*;
@@ -141,7 +140,7 @@ pub fn limiting(
     let traces = tester
         .loads(winner)
         .par_iter()
-        .map(|load| simulate_step(&scenario, plan, load).ok());
+        .map(|load| tester.trace(winner.capacity, plan, load).ok());
     let slowest = traces.flatten().reduce_with(|slowest, trace| {
         if trace.step.time > slowest.step.time {
             trace
@@ -455,6 +454,7 @@ fn best_with(
         sites: vec![site],
         gpus: vec![gpus],
         layer: space.layer.clone(),
+        whole: space.whole,
         tokens: space.tokens,
         top_k: vec![spec.top_k],
         dtypes: vec![spec.dtype],

@@ -4,6 +4,7 @@ use crate::compile::{Load, Plan, Routing};
 use crate::cost::CostModel;
 use crate::economy::PowerModel;
 use crate::hardware::Hardware;
+use crate::model::{ModelRun, ModelSpec};
 use crate::policy::candidates;
 use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
@@ -40,14 +41,29 @@ pub type Steps = Vec<Option<Arc<RoutingStep>>>;
 /// Works out the routing of a layer. The error is for people.
 pub type Routes<'a> = dyn Fn(&ResolvedLayer) -> Result<Steps, String> + Sync + 'a;
 
+/// A whole model, where not a layer alone is planned: all its MoE layers run the same plan, on balanced
+/// routing.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// Items (sequences, images) of a GPU and step.
+    pub batch: u64,
+    /// Whether optimizer states of what all GPUs hold are spread over them.
+    pub shard_states: bool,
+}
+
 /// Everything that may be chosen.
 pub struct Space<'a> {
     /// Kinds of cluster.
     pub sites: Vec<Site<'a>>,
     /// Numbers of GPUs.
     pub gpus: Vec<u64>,
-    /// The layer; its k, capacity setting and number type are those of the lists below.
+    /// The layer, the first MoE layer of a model; its k, capacity setting and number type are those of
+    /// the lists below.
     pub layer: LayerSpec,
+    /// The model around it, if one is planned.
+    pub whole: Option<Whole<'a>>,
     /// How many tokens a GPU gets.
     pub tokens: Tokens,
     /// k: experts per token.
@@ -77,6 +93,8 @@ pub struct World {
     pub gpus: u64,
     /// m.
     pub gpus_per_node: u64,
+    /// Tokens of a GPU and step; of a model that is fed with images, those.
+    pub tokens: u64,
     /// The layer resolved.
     pub layer: ResolvedLayer,
 }
@@ -130,6 +148,18 @@ pub fn gpu_counts(node: u64, most: u64) -> Vec<u64> {
         .collect()
 }
 
+impl Whole<'_> {
+    /// Tokens that `layer` gets of a GPU's `tokens`.
+    fn layer_tokens(&self, layer: &LayerSpec, tokens: u64) -> Result<u64, SpecError> {
+        let per_item = self.model.unit.per_item();
+        if !tokens.is_multiple_of(per_item) {
+            let expected = format!("whole sequences of {per_item} tokens on every GPU");
+            return Err(SpecError::new("global-batch", expected, tokens));
+        }
+        Ok(layer.tokens_per_step / self.batch * (tokens / per_item))
+    }
+}
+
 impl<'a> Space<'a> {
     /// All worlds in order, or why there is none of that size: the site, its GPUs, and the reason.
     pub fn worlds(&self) -> Vec<Result<World, (usize, u64, SpecError)>> {
@@ -163,13 +193,19 @@ impl<'a> Space<'a> {
             let expected = format!("whole nodes of {gpus_per_node} GPUs");
             return Err(SpecError::new("gpus", expected, gpus));
         }
-        let tokens_per_step = match self.tokens {
-            Tokens::PerGpu => self.layer.tokens_per_step,
+        let tokens = match self.tokens {
+            Tokens::PerGpu => self.whole.map_or(self.layer.tokens_per_step, |whole| {
+                whole.batch.saturating_mul(whole.model.unit.per_item())
+            }),
             Tokens::InAll(all) if all.is_multiple_of(gpus) => all / gpus,
             Tokens::InAll(all) => {
                 let expected = format!("tokens that divide over {gpus} GPUs");
                 return Err(SpecError::new("global-batch", expected, all));
             }
+        };
+        let tokens_per_step = match self.whole {
+            None => tokens,
+            Some(whole) => whole.layer_tokens(&self.layer, tokens)?,
         };
         let layer = LayerSpec {
             tokens_per_step,
@@ -182,6 +218,7 @@ impl<'a> Space<'a> {
             site,
             gpus,
             gpus_per_node,
+            tokens,
             layer,
         })
     }
@@ -228,6 +265,22 @@ impl<'a> Space<'a> {
             Padding::Capacity => &self.capacity,
             Padding::Dropless => &self.capacity[..self.capacity.len().min(1)],
         }
+    }
+
+    /// The step of the model in `world`, if one is planned.
+    pub(super) fn model_run(&self, world: &World) -> Option<ModelRun<'_>> {
+        let site = &self.sites[world.site];
+        let whole = self.whole?;
+        Some(ModelRun {
+            model: whole.model,
+            hardware: site.hardware,
+            prices: site.model,
+            gpus: world.gpus,
+            gpus_per_node: world.gpus_per_node,
+            batch: world.tokens / whole.model.unit.per_item(),
+            phase: self.phase,
+            shard_states: whole.shard_states,
+        })
     }
 
     /// The scenario of `world`.

@@ -65,6 +65,7 @@ impl Bed {
             sites: (0..draw.sites).map(site).collect(),
             gpus: draw.gpus.clone(),
             layer: draw.layer.clone(),
+            whole: None,
             tokens: draw.tokens,
             top_k: draw.top_k.clone(),
             dtypes: draw.dtypes.clone(),

@@ -1,5 +1,6 @@
 //! Flags over the study file over defaults, checked: what a command runs on.
 
+pub mod model;
 pub mod plan;
 mod strategies;
 
