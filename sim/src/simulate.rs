@@ -87,6 +87,34 @@ pub struct Trace {
 /// A plan the layer cannot run.
 pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
     let program = program_of(scenario, plan, load)?;
+    Ok(simulate_program(scenario, plan, load, program))
+}
+
+/// The same where the step fits in memory; else the memory it needs, and it is not timed.
+///
+/// # Errors
+/// A plan the layer cannot run.
+pub fn simulate_if_fits(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+) -> Result<Result<Trace, u64>, SpecError> {
+    let program = program_of(scenario, plan, load)?;
+    let memory = memory(scenario, &program);
+    Ok(if memory <= scenario.memory_bytes {
+        Ok(simulate_program(scenario, plan, load, program))
+    } else {
+        Err(memory)
+    })
+}
+
+/// Prices, plays and sums up `program`, a step under `plan`.
+pub(crate) fn simulate_program(
+    scenario: &Scenario<'_>,
+    plan: Plan,
+    load: &Load,
+    program: Program,
+) -> Trace {
     let priced = price(&program, scenario.model);
     let (timeline, stats) = run(&program, &priced, scenario.model.concurrency());
     let provenance = |op: usize| priced[op].provenance;
@@ -99,12 +127,12 @@ pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result
         &timeline,
         stats,
     );
-    Ok(Trace {
+    Trace {
         step,
         program,
         priced,
         timeline,
-    })
+    }
 }
 
 /// Sums up a step that was run, not simulated, as [`simulate_step`] does. The scenario's prices are not
@@ -124,32 +152,20 @@ pub fn measured_step(
     summarise(scenario, plan, load, program, &measured, timeline, stats)
 }
 
-/// Most memory any GPU needs under `plan`, without timing it.
+/// Most memory any GPU needs, with the runtime's share.
+pub(crate) fn memory(scenario: &Scenario<'_>, program: &Program) -> u64 {
+    scenario.reserved_bytes.saturating_add(peak_memory(program))
+}
+
+/// The program of a step under `plan`.
 ///
 /// # Errors
 /// A plan the layer cannot run.
-pub fn memory_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<u64, SpecError> {
-    let program = program_of(scenario, plan, load)?;
-    Ok(scenario
-        .reserved_bytes
-        .saturating_add(peak_memory(&program)))
-}
-
-/// What `floor` says of the time of a step under `plan`, and the memory of the GPU that needs most.
-pub(crate) fn bounds_of(
+pub(crate) fn program_of(
     scenario: &Scenario<'_>,
     plan: Plan,
     load: &Load,
-    floor: impl Fn(&Program, &dyn CostModel) -> Time,
-) -> Result<(Time, u64), SpecError> {
-    let program = program_of(scenario, plan, load)?;
-    let memory = scenario
-        .reserved_bytes
-        .saturating_add(peak_memory(&program));
-    Ok((floor(&program, scenario.model), memory))
-}
-
-fn program_of(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Program, SpecError> {
+) -> Result<Program, SpecError> {
     compile(Source {
         layer: scenario.layer,
         gpus_per_node: scenario.gpus_per_node,
@@ -181,7 +197,7 @@ fn summarise(
                 OpKind::Exchange { .. } | OpKind::Elementwise { .. }
             )
     };
-    let memory_bytes = scenario.reserved_bytes.saturating_add(peak_memory(program));
+    let memory_bytes = memory(scenario, program);
     Step {
         plan,
         time: timeline.step_time(),

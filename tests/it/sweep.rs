@@ -5,7 +5,7 @@ use moeplan::error::Exit;
 use moeplan_tests::{Ran, moeplan_args};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// 24 scenarios of a few milliseconds, one of which cannot be run.
@@ -64,6 +64,17 @@ impl Bench {
         let ran = self.run(args);
         assert_eq!(ran.exit, Exit::Done, "{args}: {}", ran.stderr);
         ran
+    }
+
+    /// `run` as a process of its own.
+    fn start(&self, args: &str) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "sweep::as_a_process"])
+            .env(ARGUMENTS, self.args(args).join("\n"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {
@@ -207,6 +218,7 @@ const ARGUMENTS: &str = "MOEPLAN_TEST_ARGUMENTS";
 )]
 fn as_a_process() {
     if let Ok(args) = std::env::var(ARGUMENTS) {
+        moeplan::heed_ctrl_c();
         let ran = moeplan_args(&args.lines().collect::<Vec<_>>());
         std::process::exit(i32::from(ran.exit.code()));
     }
@@ -216,15 +228,7 @@ fn as_a_process() {
 fn killed_at_any_moment_a_sweep_goes_on_to_the_same_bytes() {
     let bench = Bench::new(&SMALL.replace("0, 1, 2", "0, 1, 2, 3, 4, 5, 6, 7"));
     bench.ok("sweep @sweep.toml --output @whole.csv");
-    let start = |args: &str| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "sweep::as_a_process"])
-            .env(ARGUMENTS, bench.args(args).join("\n"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
+    let start = |args: &str| bench.start(args);
     let args = "sweep @sweep.toml --threads 1 --resume --output @out.csv";
     let (mut kills, mut resumed) = (0, 0);
     let mut moment = 7u64;
@@ -252,6 +256,35 @@ fn killed_at_any_moment_a_sweep_goes_on_to_the_same_bytes() {
     assert!(start(args).wait().unwrap().success());
     assert_eq!(bench.bytes("out.csv"), bench.bytes("whole.csv"));
     assert!(!bench.path("out.csv.partial").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_done_and_resume_does_the_rest() {
+    let seeds: Vec<String> = (0..200).map(|seed| seed.to_string()).collect();
+    let bench = Bench::new(&SMALL.replace("0, 1, 2", &seeds.join(", ")));
+    bench.ok("sweep @sweep.toml --output @whole.csv");
+    let journal = bench.path("out.csv.partial");
+    let kept = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    let args = "sweep @sweep.toml --threads 1 --output @out.csv";
+    let mut child = bench.start(args);
+    // The first line says what the journal is of.
+    while kept() < 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = Command::new("sh")
+        .args(["-c", &format!("kill -INT {}", child.id())])
+        .status();
+    assert!(sent.unwrap().success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(i32::from(Exit::Interrupted.code())));
+    let done = kept() - 1;
+    assert!(done > 0 && !bench.path("out.csv").exists());
+    let resumed = bench.ok(&format!("{args} --resume"));
+    let done = format!("{done} scenarios were done before");
+    assert!(resumed.stderr.contains(&done), "{}", resumed.stderr);
+    assert_eq!(bench.bytes("out.csv"), bench.bytes("whole.csv"));
+    assert!(!journal.exists());
 }
 
 #[test]

@@ -249,6 +249,19 @@ pub struct PlanArgs {
     /// What GPUs cost.
     #[command(flatten, next_help_heading = "Cost")]
     pub economy: EconomySettings,
+    /// A whole model instead of a layer: a preset of `moeplan model`, or a config.json of Hugging Face; its
+    /// MoE layers take --num-experts, --top-k and --capacity-factor
+    #[arg(long, value_name = "PRESET|FILE", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Images or sequences of a GPU and step [default: the preset's; 1 sequence]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub batch: Option<u64>,
+    /// Tokens of a sequence [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub sequence_length: Option<u64>,
+    /// Keep 1/W of the optimizer's states of what all GPUs hold (ZeRO-1)
+    #[arg(long, help_heading = "Model")]
+    pub shard_states: bool,
     /// The layer.
     #[command(flatten, next_help_heading = "Layer")]
     pub layer: LayerSettings,

@@ -34,7 +34,7 @@ use error::{Error, Exit};
 use output::Answer;
 use resolve::{Given, Resolved, resolve};
 use session::{Session, Streams};
-use settings::Study;
+use settings::{ModelSettings, Study};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,14 +44,7 @@ use std::process::ExitCode;
 pub fn main_on_this_machine() -> ExitCode {
     // A panic is reported by `run`, as one line.
     std::panic::set_hook(Box::new(|_| {}));
-    // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
-    let _ = ctrlc::set_handler(|| {
-        if session::interrupt() {
-            dash::terminal::restore();
-            #[expect(clippy::exit, reason = "the user asked a second time")]
-            std::process::exit(i32::from(Exit::Interrupted.code()));
-        }
-    });
+    heed_ctrl_c();
     let watched = io::stderr().is_terminal();
     let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
     let streams = Streams {
@@ -60,6 +53,18 @@ pub fn main_on_this_machine() -> ExitCode {
         watched,
     };
     run(std::env::args_os(), streams).into()
+}
+
+/// From here on Ctrl-C ends this process after the step at hand, and a second one at once.
+pub fn heed_ctrl_c() {
+    // Without the handler Ctrl-C ends the program at once, which is no reason not to run.
+    let _ = ctrlc::set_handler(|| {
+        if session::interrupt() {
+            dash::terminal::restore();
+            #[expect(clippy::exit, reason = "the user asked a second time")]
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+    });
 }
 
 /// Runs the command line `args` (the program's name first).
@@ -239,6 +244,13 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.routing = args.routing;
             given.flags.economy = args.economy;
             given.flags.plan = args.plan;
+            given.flags.model = ModelSettings {
+                preset: args.model,
+                batch: args.batch,
+                sequence_length: args.sequence_length,
+                shard_states: args.shard_states,
+                ..ModelSettings::default()
+            };
             given.refine = args.refine;
             command::plan::run(&given, &mut session)?
         }

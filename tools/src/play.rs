@@ -166,7 +166,7 @@ pub fn play(
         let clock = session.clock();
         let (decided, ahead) = session.on_threads(|| {
             rayon::join(
-                || step(&mut runners, resolved.layer(index), routing.as_ref()),
+                || step(&mut runners, resolved.layer(index), routing.as_deref()),
                 || (index + 1 < count).then(|| resolved.routing.step(index + 1)),
             )
         })?;
@@ -175,7 +175,7 @@ pub fn play(
         let label = resolved.routing.label(index);
         let traces = match watch.wants_traces(index) {
             true => session
-                .on_threads(|| traces(&runners, routing.as_ref(), &decided))?
+                .on_threads(|| traces(&runners, routing.as_deref(), &decided))?
                 .map_err(|error| refused(&error))?,
             false => Vec::new(),
         };
@@ -183,7 +183,7 @@ pub fn play(
             index,
             label,
             layer: resolved.layer(index),
-            routing: routing.as_ref(),
+            routing: routing.as_deref(),
             decided: &decided,
             traces: &traces,
             predicted: None,
@@ -246,7 +246,7 @@ fn cover(resolved: &Resolved) -> Result<Vec<Planned>, Error> {
         .into_par_iter()
         .map(|index| {
             let step = resolved.routing.step(index)?;
-            let routing = step.as_ref().map_or(Routing::Balanced, Routing::Step);
+            let routing = step.as_deref().map_or(Routing::Balanced, Routing::Step);
             let layer = resolved.layer(index);
             Ok(covering(layer, routing.largest_count(layer)))
         })

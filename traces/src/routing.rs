@@ -6,7 +6,7 @@ use crate::error::{Place, TraceError};
 pub(crate) const MAX_CELLS: usize = 1 << 28;
 
 /// The size of a routing problem, as asked of [`RoutingStep::resample`] and the generators.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
     /// Source ranks: GPUs that route tokens.
     pub ranks: usize,

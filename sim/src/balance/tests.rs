@@ -168,6 +168,49 @@ proptest! {
         }
     }
 
+    /// The greedy packing alone can be worse than contiguous experts; what is adopted never is.
+    #[test]
+    fn no_policy_that_balances_is_worse_than_contiguous_on_what_it_saw(
+        weights in prop::collection::vec(0u32..200, 8 * 16),
+        extra_slots in 0usize..3,
+    ) {
+        let layer = layer(16, 8);
+        let rows = weights.chunks(16).flat_map(|row| {
+            // A top-2 gate: an expert gets a copy of a token at most.
+            let mut row = row.to_vec();
+            row[15] = row[..15].iter().sum::<u32>() % 2;
+            let most = row.iter().copied().max().unwrap_or(0);
+            row[14] += most;
+            row[13] += most;
+            row
+        });
+        let step = RoutingStep::new(0, 0, 2, 16, rows.collect());
+        prop_assume!(step.is_ok());
+        let step = step.unwrap();
+        let seen: Vec<f64> = step.expert_loads().iter().map(|&load| load as f64).collect();
+        let model = Analytic::new(&builtin("nd-a100-v4-80gb").unwrap()).unwrap();
+        let scenario = Scenario {
+            layer: &layer,
+            gpus_per_node: 8,
+            memory_bytes: u64::MAX,
+            reserved_bytes: 0,
+            model: &model,
+            phase: Phase::Forward,
+        };
+        let plan = Plan { padding: Padding::Dropless, ..Plan::PLAIN };
+        for name in ["eplb", "eplb-hierarchical", "shadowing"] {
+            let policy = named(name, extra_slots, 8).unwrap();
+            let schedule = Schedule { every: 1, drift: None };
+            let mut run = BalancedRun::new(scenario, &*policy, schedule, vec![plan]).unwrap();
+            for _ in 0..2 {
+                run.step(&step).unwrap();
+            }
+            let contiguous = Arrangement::contiguous(&layer, run.arrangement().slots_per_rank());
+            let (chosen, fixed) = (run.arrangement().max_load(&seen), contiguous.max_load(&seen));
+            prop_assert!(chosen <= fixed, "{name}: {chosen} > {fixed}");
+        }
+    }
+
     #[test]
     fn packing_keeps_within_the_bound_of_greedy(loads in prop::collection::vec(1.0f64..100.0, 32)) {
         // Heaviest first into bins without limit of number is within 4/3 of the best; with as many a bin the

@@ -1,6 +1,7 @@
 //! The built-in prices: fitted GEMM and NCCL models, memory at HBM's rate, flows on the network.
 
 use super::exchange::{Exchanges, peers};
+use super::gemm::GemmShape;
 use super::gemm_table::GemmTable;
 use super::nccl::{CollectiveKind, Nccl};
 use super::provenance::{Estimate, Provenance};
@@ -9,6 +10,8 @@ use crate::engine::Concurrency;
 use crate::hardware::Hardware;
 use crate::ir::{Pass, Program, Scope, Work};
 use crate::units::Time;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Prices from the constants of a [`Hardware`].
 #[derive(Debug)]
@@ -18,7 +21,12 @@ pub struct Analytic {
     exchanges: Exchanges,
     host_launch: Time,
     gemm_table: Option<GemmTable>,
+    /// Matrix products priced so far: plans and steps ask for the same ones over and over.
+    products: Mutex<BTreeMap<GemmShape, Estimate>>,
 }
+
+/// Most products that are kept.
+const KEPT_PRODUCTS: usize = 1 << 16;
 
 impl Analytic {
     /// Prices on `hardware`, matrix products at the rate its software reaches.
@@ -37,6 +45,7 @@ impl Analytic {
             host_launch,
             exchanges,
             gemm_table: None,
+            products: Mutex::default(),
         })
     }
 
@@ -45,18 +54,32 @@ impl Analytic {
     pub fn with_gemm_table(self, table: GemmTable) -> Self {
         Analytic {
             gemm_table: Some(table),
+            products: Mutex::default(),
             ..self
         }
+    }
+
+    fn product(&self, shape: &GemmShape) -> Estimate {
+        let known = || self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&estimate) = known().get(shape) {
+            return estimate;
+        }
+        let estimate = match &self.gemm_table {
+            Some(table) => table.estimate(shape),
+            None => self.hardware.gpu.gemm.estimate(shape),
+        };
+        let mut known = known();
+        if known.len() < KEPT_PRODUCTS {
+            known.insert(*shape, estimate);
+        }
+        estimate
     }
 }
 
 impl CostModel for Analytic {
     fn kernel(&self, work: &Work) -> Estimate {
         match work {
-            Work::Gemm(shape) => match &self.gemm_table {
-                Some(table) => table.estimate(shape),
-                None => self.hardware.gpu.gemm.estimate(shape),
-            },
+            Work::Gemm(shape) => self.product(shape),
             Work::Memory { bytes: 0 } => Estimate::new(Time::ZERO, Provenance::Roofline),
             Work::Memory { bytes } => {
                 let seconds = self.hardware.gpu.kernel_us * 1e-6

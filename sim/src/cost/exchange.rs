@@ -12,8 +12,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Payload of a 128-byte line under the LL128 protocol.
 const LL128_PAYLOAD: f64 = 120.0 / 128.0;
-/// Uneven matrices whose drain times are kept: those of one step's plans, both ways.
-const KEPT_MATRICES: usize = 16;
+/// Most bytes of uneven matrices whose drain times are kept: those of one step's plans, both ways, at
+/// 2,048 ranks, and of many steps' at few.
+const KEPT_BYTES: usize = 1 << 28;
+/// Most of them, as they are looked for one by one.
+const KEPT_MATRICES: usize = 1024;
 
 /// Prices exchanges on one kind of cluster.
 #[derive(Debug)]
@@ -40,8 +43,8 @@ struct Unit {
     limits: [String; 2],
     /// Mean rows of a message that is not empty.
     mean_rows: f64,
-    /// Peers of the rank that has most of them on other nodes.
-    remote_peers: usize,
+    /// Peers that get anything, on the node and beyond it, each of the rank that has most of them.
+    peers: [usize; 2],
 }
 
 /// Peers of a rank in its group: those on its node, and those beyond it.
@@ -86,12 +89,7 @@ impl Exchanges {
             } => {
                 let cell = self.unit(rows);
                 let unit = cell.get_or_init(|| self.drain_unit(exchange, *scope, rows));
-                self.uneven(
-                    exchange,
-                    *scope,
-                    unit,
-                    *row_bytes as f64 / f64::from(*chunks),
-                )
+                self.uneven(exchange, unit, *row_bytes as f64 / f64::from(*chunks))
             }
         }
     }
@@ -168,16 +166,10 @@ impl Exchanges {
         Ok(network::drain(&fabric, &traffic).ok())
     }
 
-    fn uneven(
-        &self,
-        exchange: &Exchange<'_>,
-        scope: Scope,
-        unit: &Unit,
-        row_bytes: f64,
-    ) -> ExchangePrice {
-        let (local, _) = peers(scope, exchange.world_size, exchange.gpus_per_node);
+    fn uneven(&self, exchange: &Exchange<'_>, unit: &Unit, row_bytes: f64) -> ExchangePrice {
+        let [local, remote] = unit.peers;
         let message = (unit.mean_rows * row_bytes) as u64;
-        let rates = self.rates(exchange, message, local, unit.remote_peers);
+        let rates = self.rates(exchange, message, local, remote);
         let [nvlink, nic] =
             [rates.nvlink, rates.nic].map(|rate| row_bytes / rate.bytes_per_second());
         let rank_time = |rank: usize| {
@@ -194,7 +186,7 @@ impl Exchanges {
         let [local_rows, remote_rows] = unit.port_rows;
         ExchangePrice {
             alone: PerRank::Each((0..exchange.world_size).map(rank_time).collect()),
-            host: self.host(exchange, local + unit.remote_peers),
+            host: self.host(exchange, local + remote),
             provenance: rates.provenance,
             wire: if nic_bound { Wire::Nic } else { Wire::NvLink },
             bottleneck: unit.limits[usize::from(nic_bound)].clone(),
@@ -279,7 +271,8 @@ impl Exchanges {
         match drains.iter().find(|(known, _)| Arc::ptr_eq(known, rows)) {
             Some((_, cell)) => cell.clone(),
             None => {
-                if drains.len() == KEPT_MATRICES {
+                let room = KEPT_BYTES / size_of_val(&rows[..]).max(1);
+                if drains.len() >= room.clamp(1, KEPT_MATRICES) {
                     drains.remove(0);
                 }
                 let cell = Arc::new(OnceLock::new());
@@ -317,9 +310,9 @@ impl Exchanges {
             drain(&local_traffic, [LinkClass::NvlinkOut, LinkClass::NvlinkIn]);
         let (remote_seconds, remote_rows, remote) =
             drain(&remote_traffic, [LinkClass::NicOut, LinkClass::NicIn]);
-        let (mut total, mut messages, mut remote_peers) = (0u64, 0u64, 0);
+        let (mut total, mut messages, mut peers) = (0u64, 0u64, [0; 2]);
         for source in 0..world {
-            let mut beyond = 0;
+            let mut of_source = [0; 2];
             for (destination, &count) in rows[source * world..(source + 1) * world]
                 .iter()
                 .enumerate()
@@ -327,10 +320,10 @@ impl Exchanges {
                 if count > 0 && destination != source {
                     total += u64::from(count);
                     messages += 1;
-                    beyond += usize::from(destination / node != source / node);
+                    of_source[usize::from(destination / node != source / node)] += 1;
                 }
             }
-            remote_peers = remote_peers.max(beyond);
+            peers = [0, 1].map(|kind: usize| peers[kind].max(of_source[kind]));
         }
         Unit {
             local_seconds,
@@ -338,7 +331,7 @@ impl Exchanges {
             port_rows: [local_rows, remote_rows],
             limits: [local, remote],
             mean_rows: total as f64 / messages.max(1) as f64,
-            remote_peers,
+            peers,
         }
     }
 }

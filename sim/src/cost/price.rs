@@ -9,20 +9,24 @@ use std::collections::BTreeMap;
 
 /// Prices `program` operation by operation.
 pub fn price(program: &Program, model: &dyn CostModel) -> Vec<PricedOp> {
-    let mut exchanges: Vec<Option<ExchangePrice>> = vec![None; program.traffic.len()];
+    let mut known = Known {
+        exchanges: vec![None; program.traffic.len()],
+        kernels: BTreeMap::new(),
+    };
     program
         .ops
         .iter()
-        .map(|op| price_op(program, op, model, &mut exchanges))
+        .map(|op| price_op(program, op, model, &mut known))
         .collect()
 }
 
-fn price_op(
-    program: &Program,
-    op: &Op,
-    model: &dyn CostModel,
-    exchanges: &mut [Option<ExchangePrice>],
-) -> PricedOp {
+/// What was asked before: operations share their traffic, and ranks and chunks their kernels.
+struct Known {
+    exchanges: Vec<Option<ExchangePrice>>,
+    kernels: BTreeMap<Work, Estimate>,
+}
+
+fn price_op(program: &Program, op: &Op, model: &dyn CostModel, known: &mut Known) -> PricedOp {
     if let Some(priced) = model.operation(program, op) {
         return priced;
     }
@@ -41,12 +45,12 @@ fn price_op(
     }
     let (OpKind::Exchange { traffic, .. }, Some(exchange)) = (&op.kind, Exchange::of(program, op))
     else {
-        return kernels(program, op, model);
+        return kernels(program, op, model, &mut known.kernels);
     };
     let TrafficId(index) = *traffic;
     // A matrix is used by one transport at one place in its All-to-All, so one price serves
     // every chunk that shares it.
-    let price = exchanges[index as usize].get_or_insert_with(|| model.exchange(&exchange));
+    let price = known.exchanges[index as usize].get_or_insert_with(|| model.exchange(&exchange));
     PricedOp {
         alone: price.alone.clone(),
         host: price.host,
@@ -77,9 +81,12 @@ pub(crate) fn collective(program: &Program, op: &Op, model: &dyn CostModel) -> O
 }
 
 /// Operations made of kernels: their times one after the other, on every rank that differs.
-fn kernels(program: &Program, op: &Op, model: &dyn CostModel) -> PricedOp {
-    // Ranks ask for the same kernels over and over: uneven experts differ in their rows only.
-    let mut known: BTreeMap<Work, Estimate> = BTreeMap::new();
+fn kernels(
+    program: &Program,
+    op: &Op,
+    model: &dyn CostModel,
+    known: &mut BTreeMap<Work, Estimate>,
+) -> PricedOp {
     let mut on_rank = |rank: usize| {
         let work = op.kind.work(op.pass, rank, program.dtype);
         let start = Estimate::new(Time::ZERO, Provenance::Measured);

@@ -5,7 +5,8 @@
 //! both queues of a rank run, each slows the other down.
 
 mod queue;
+mod rows;
 mod run;
 
 pub use queue::EventQueue;
-pub use run::{Concurrency, Contention, PricedOp, Resource, RunStats, run};
+pub use run::{Concurrency, Contention, PricedOp, Resource, RunStats, run, step_time};

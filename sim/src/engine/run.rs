@@ -1,8 +1,9 @@
 //! Playing one program.
 
 use super::EventQueue;
+use super::rows::Rows;
 use crate::cost::provenance::Provenance;
-use crate::ir::{OpId, PerRank, Program, Scope, Span, Stream, Timeline};
+use crate::ir::{OpId, PerRank, Program, Span, Stream, Timeline};
 use crate::units::Time;
 use serde::{Deserialize, Serialize};
 
@@ -142,15 +143,16 @@ struct Run<'a> {
     program: &'a Program,
     priced: &'a [PricedOp],
     concurrency: Concurrency<'a>,
-    rows: usize,
+    rows: Rows,
     /// Operations of each stream in issue order.
     order: [Vec<OpId>; STREAMS],
     successors: Vec<Vec<OpId>>,
-    scopes: Vec<Option<Scope>>,
+    /// By operation: the number of a collective's scope.
+    scopes: Vec<Option<usize>>,
     /// Predecessors that have not ended, by row and operation.
     blocked_by: Vec<u16>,
     lanes: Vec<[Lane; STREAMS]>,
-    /// Ranks that have arrived, by operation and group.
+    /// Rows that have arrived, by operation and group.
     arrived: Vec<Vec<u32>>,
     /// When the host reaches each operation, counted from its last synchronisation.
     issue: Vec<Time>,
@@ -170,14 +172,30 @@ pub fn run(
     concurrency: Concurrency<'_>,
 ) -> (Timeline, RunStats) {
     let alike = priced.iter().all(|op| op.alone.is_same());
-    let rows = if alike { 1 } else { program.world_size };
+    let rows = if alike {
+        Rows::one(program)
+    } else {
+        Rows::each(program)
+    };
     let mut run = Run::new(program, priced, concurrency, rows);
     run.play();
-    let stats = RunStats { rows, ..run.stats };
+    let stats = RunStats {
+        rows: run.rows.len(),
+        ..run.stats
+    };
     (
         Timeline::new(program.world_size, program.ops.len(), run.spans),
         stats,
     )
+}
+
+/// When `program` has ended on all ranks: as [`run`] says, playing ranks that nothing tells apart once.
+pub fn step_time(program: &Program, priced: &[PricedOp], concurrency: Concurrency<'_>) -> Time {
+    let rows = Rows::told_apart(program, priced);
+    let mut run = Run::new(program, priced, concurrency, rows);
+    run.play();
+    let ends = run.spans.iter().map(|span| span.end);
+    ends.max().unwrap_or(Time::ZERO)
 }
 
 fn lane_of(stream: Stream) -> usize {
@@ -192,7 +210,7 @@ impl<'a> Run<'a> {
         program: &'a Program,
         priced: &'a [PricedOp],
         concurrency: Concurrency<'a>,
-        rows: usize,
+        rows: Rows,
     ) -> Self {
         let ops = program.ops.len();
         let mut order = [Vec::new(), Vec::new()];
@@ -214,23 +232,14 @@ impl<'a> Run<'a> {
                 (cursor, last_sync) = (Time::ZERO, Some(id));
             }
         }
-        let scopes: Vec<Option<Scope>> = program
+        let scopes: Vec<Option<usize>> = program
             .ops
             .iter()
-            .map(|op| op.kind.scope(&program.traffic))
+            .map(|op| Some(rows.scope(op.kind.scope(&program.traffic)?)))
             .collect();
-        let groups = |scope: &Option<Scope>| {
-            scope.map_or(0, |s| program.world_size / s.group_size(program.world_size))
-        };
         let arrived = scopes
             .iter()
-            .map(|scope| {
-                if rows == 1 {
-                    vec![0]
-                } else {
-                    vec![0; groups(scope)]
-                }
-            })
+            .map(|scope| vec![0; scope.map_or(0, |scope| rows.groups(scope))])
             .collect();
         let lane = Lane {
             next: 0,
@@ -244,12 +253,11 @@ impl<'a> Run<'a> {
             program,
             priced,
             concurrency,
-            rows,
             order,
             successors,
             scopes,
-            blocked_by: blocked.repeat(rows),
-            lanes: vec![[lane.clone(), lane]; rows],
+            blocked_by: blocked.repeat(rows.len()),
+            lanes: vec![[lane.clone(), lane]; rows.len()],
             arrived,
             issue,
             after_sync,
@@ -258,15 +266,16 @@ impl<'a> Run<'a> {
                     start: Time::ZERO,
                     end: Time::ZERO
                 };
-                rows * ops
+                rows.len() * ops
             ],
             queue: EventQueue::new(),
             stats: RunStats::default(),
+            rows,
         }
     }
 
     fn play(&mut self) {
-        for row in 0..self.rows {
+        for row in 0..self.rows.len() {
             for stream in 0..STREAMS {
                 self.advance(row, stream, Time::ZERO);
             }
@@ -347,27 +356,18 @@ impl<'a> Run<'a> {
         (end > Time::ZERO).then(|| end + issue)
     }
 
-    fn arrive(&mut self, row: usize, stream: usize, op: OpId, scope: Scope, now: Time) {
+    fn arrive(&mut self, row: usize, stream: usize, op: OpId, scope: usize, now: Time) {
         self.lanes[row][stream].head = Head::Arrived;
-        if self.rows == 1 {
-            return self.start(row, stream, op, now);
-        }
-        let world = self.program.world_size;
-        let group = scope.group_of(row);
+        let group = self.rows.group(scope, row);
         let arrived = &mut self.arrived[op.index()][group];
         *arrived += 1;
-        if (*arrived as usize) < scope.group_size(world) {
+        let members = self.rows.members(scope, group).len();
+        if (*arrived as usize) < members {
             return;
         }
-        match scope {
-            Scope::World => (0..world).for_each(|member| self.start(member, stream, op, now)),
-            Scope::Strided { size, stride } => {
-                let (size, stride) = (size as usize, stride as usize);
-                let first = row / (size * stride) * size * stride + row % stride;
-                for place in 0..size {
-                    self.start(first + place * stride, stream, op, now);
-                }
-            }
+        for place in 0..members {
+            let member = self.rows.members(scope, group)[place];
+            self.start(member as usize, stream, op, now);
         }
     }
 
@@ -377,7 +377,7 @@ impl<'a> Run<'a> {
         lane.head = Head::Running;
         lane.left = self.priced[op.index()]
             .alone
-            .get(row)
+            .get(self.rows.rank[row])
             .as_ps()
             .saturating_mul(FULL_RATE);
         lane.since = now;

@@ -14,7 +14,7 @@ pub use hugging_face::{ConfigError, from_config};
 pub use presets::{PRESETS, Published, preset, published};
 pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step};
 
-use crate::spec::DType;
+use crate::spec::{DType, Experts, LayerSpec};
 
 /// What a model is fed and what its rate is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,19 @@ impl Moe {
             self.hidden_dim * 3 / 2
         } else {
             self.hidden_dim
+        }
+    }
+
+    /// The layer alone, fed with `items` items on every GPU.
+    pub fn layer(&self, items: u64) -> LayerSpec {
+        LayerSpec {
+            tokens_per_step: self.tokens.saturating_mul(items),
+            model_dim: self.model_dim,
+            hidden_dim: self.plain_hidden_dim(),
+            experts: Experts::Total(self.experts),
+            top_k: self.top_k,
+            capacity_factor: self.capacity_factor,
+            dtype: self.dtype,
         }
     }
 

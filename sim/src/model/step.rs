@@ -10,7 +10,7 @@ use crate::hardware::Hardware;
 use crate::ir::{Lifetime, Program};
 use crate::policy::{best, candidates};
 use crate::simulate::{Scenario, StageTime, exposed, peak_memory, stage_times};
-use crate::spec::{Experts, LayerSpec, Phase, SpecError, Strategy};
+use crate::spec::{LayerSpec, Padding, Phase, SpecError, Strategy};
 use crate::units::Time;
 
 /// How the feed-forwards that a model has experts in are run.
@@ -120,29 +120,21 @@ pub fn step(run_of: &ModelRun<'_>, variant: &Variant) -> Result<ModelStep, SpecE
             dense = run_of.model.dense();
             (&dense, Vec::new())
         }
-        Variant::Moe(strategy) => (run_of.model, moe_runs(run_of, strategy)?),
+        Variant::Moe(strategy) => {
+            let decide = |scenario: &Scenario<'_>, load: &Load| {
+                let plans = candidates(strategy, scenario.layer)?;
+                Ok(best(scenario, &plans, load)?.plan)
+            };
+            let x = strategy.capacity_factor;
+            (run_of.model, run_of.moe_runs(strategy.padding, x, &decide)?)
+        }
     };
-    let by_layer: Vec<&MoeRun> = model
-        .moe_layers()
-        .filter_map(|moe| runs.iter().find(|(known, _)| known == moe))
-        .map(|(_, run)| run)
-        .collect();
-    let program = compile_model(ModelSource {
-        model,
-        moe: &by_layer,
-        items: run_of.batch,
-        world_size: run_of.gpus,
-        gpus_per_node: run_of.gpus_per_node,
-        phase: run_of.phase,
-        shard_states: run_of.shard_states,
-    })?;
+    let program = run_of.program(model, &runs)?;
     let priced = price(&program, run_of.prices);
     let (timeline, _) = run(&program, &priced, run_of.prices.concurrency());
     let spans = timeline.rank(timeline.slowest_rank());
     let played = timeline.step_time();
-    let nodes = run_of.gpus / run_of.gpus_per_node;
-    let loss = run_of.hardware.software.framework.loss_per_node;
-    let scaling_loss = played.scale(loss * (nodes - 1) as f64);
+    let scaling_loss = run_of.scaling_loss(played);
     let time = played + scaling_loss;
     let memory = memory(&program, run_of.hardware.reserved_bytes());
     let items = run_of.batch as f64;
@@ -172,37 +164,73 @@ pub fn step(run_of: &ModelRun<'_>, variant: &Variant) -> Result<ModelStep, SpecE
     })
 }
 
-/// The distinct MoE layers of a model and how each is run: decided for the layer alone.
-fn moe_runs(run_of: &ModelRun<'_>, strategy: &Strategy) -> Result<Vec<(Moe, MoeRun)>, SpecError> {
-    let mut runs: Vec<(Moe, MoeRun)> = Vec::new();
-    for moe in run_of.model.moe_layers() {
-        if runs.iter().any(|(known, _)| known == moe) {
-            continue;
-        }
-        let x = strategy.capacity_factor.unwrap_or(moe.capacity_factor);
-        let layer = LayerSpec {
-            tokens_per_step: moe.tokens.saturating_mul(run_of.batch),
-            model_dim: moe.model_dim,
-            hidden_dim: moe.plain_hidden_dim(),
-            experts: Experts::Total(moe.experts),
-            top_k: moe.top_k,
-            capacity_factor: x,
-            dtype: moe.dtype,
-        }
-        .resolve(run_of.gpus)?;
-        let load = Load::new(&layer, x, strategy.padding, &Routing::Balanced);
-        let scenario = Scenario {
-            layer: &layer,
-            gpus_per_node: run_of.gpus_per_node,
-            memory_bytes: run_of.hardware.memory_bytes(),
-            reserved_bytes: run_of.hardware.reserved_bytes(),
-            model: run_of.prices,
-            phase: run_of.phase,
-        };
-        let plan = best(&scenario, &candidates(strategy, &layer)?, &load)?.plan;
-        runs.push((*moe, MoeRun { layer, load, plan }));
+/// A distinct MoE layer and how it is run.
+type MoeRuns = Vec<(Moe, MoeRun)>;
+
+impl ModelRun<'_> {
+    /// The program of a step in which all MoE layers run `plan` under capacity setting `x`.
+    pub(crate) fn program_under(&self, plan: Plan, x: f64) -> Result<Program, SpecError> {
+        let runs = self.moe_runs(plan.padding, Some(x), &|_, _| Ok(plan))?;
+        self.program(self.model, &runs)
     }
-    Ok(runs)
+
+    /// What nodes beyond the first cost a step that took `played`, without any communication.
+    pub(crate) fn scaling_loss(&self, played: Time) -> Time {
+        let nodes = self.gpus / self.gpus_per_node;
+        let loss = self.hardware.software.framework.loss_per_node;
+        played.scale(loss * (nodes - 1) as f64)
+    }
+
+    fn program(&self, model: &ModelSpec, runs: &MoeRuns) -> Result<Program, SpecError> {
+        let by_layer: Vec<&MoeRun> = model
+            .moe_layers()
+            .filter_map(|moe| runs.iter().find(|(known, _)| known == moe))
+            .map(|(_, run)| run)
+            .collect();
+        compile_model(ModelSource {
+            model,
+            moe: &by_layer,
+            items: self.batch,
+            world_size: self.gpus,
+            gpus_per_node: self.gpus_per_node,
+            phase: self.phase,
+            shard_states: self.shard_states,
+        })
+    }
+
+    /// The distinct MoE layers under capacity setting `x`, or the model's own, and what `decide` says of
+    /// each alone.
+    fn moe_runs(
+        &self,
+        padding: Padding,
+        x: Option<f64>,
+        decide: &dyn Fn(&Scenario<'_>, &Load) -> Result<Plan, SpecError>,
+    ) -> Result<MoeRuns, SpecError> {
+        let mut runs: MoeRuns = Vec::new();
+        for moe in self.model.moe_layers() {
+            if runs.iter().any(|(known, _)| known == moe) {
+                continue;
+            }
+            let x = x.unwrap_or(moe.capacity_factor);
+            let spec = LayerSpec {
+                capacity_factor: x,
+                ..moe.layer(self.batch)
+            };
+            let layer = spec.resolve(self.gpus)?;
+            let load = Load::new(&layer, x, padding, &Routing::Balanced);
+            let scenario = Scenario {
+                layer: &layer,
+                gpus_per_node: self.gpus_per_node,
+                memory_bytes: self.hardware.memory_bytes(),
+                reserved_bytes: self.hardware.reserved_bytes(),
+                model: self.prices,
+                phase: self.phase,
+            };
+            let plan = decide(&scenario, &load)?;
+            runs.push((*moe, MoeRun { layer, load, plan }));
+        }
+        Ok(runs)
+    }
 }
 
 fn memory(program: &Program, reserved: u64) -> ModelMemory {

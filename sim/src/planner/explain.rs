@@ -10,7 +10,6 @@ use crate::engine::Resource;
 use crate::hardware::Hardware;
 use crate::ir::{critical_path, waiting_for_others};
 use crate::policy::candidates;
-use crate::simulate::simulate_step;
 use crate::spec::{Policy, Strategy};
 use crate::units::Time;
 use rayon::prelude::*;
@@ -111,6 +110,23 @@ pub struct Sensitivity {
     pub plan: String,
 }
 
+impl Sensitivity {
+    /// A richer cluster can be run as it was: one NVLink domain as the nodes it replaces, between which
+    /// 2DH has less to send than a linear All-to-All has within it.
+    fn or_unused(self, winner: &Evaluated) -> Sensitivity {
+        if self.gain >= 1.0 {
+            return self;
+        }
+        Sensitivity {
+            change: self.change,
+            step_time: winner.figures.step_time,
+            tokens_per_second: winner.figures.cost.tokens_per_second,
+            gain: 1.0,
+            plan: format!("{}, as without it", winner.candidate.decision),
+        }
+    }
+}
+
 /// What limits `winner`; nothing where it cannot be played again.
 pub fn limiting(
     space: &Space<'_>,
@@ -124,7 +140,7 @@ pub fn limiting(
     let traces = tester
         .loads(winner)
         .par_iter()
-        .map(|load| simulate_step(&scenario, plan, load).ok());
+        .map(|load| tester.trace(winner.capacity, plan, load).ok());
     let slowest = traces.flatten().reduce_with(|slowest, trace| {
         if trace.step.time > slowest.step.time {
             trace
@@ -184,8 +200,7 @@ pub fn neighbours(
 ) -> Vec<Neighbour> {
     let world = outcome.world(winner);
     let mut found: Vec<Neighbour> = Vec::new();
-    for (differs, candidate) in same_world(space, world, &winner.candidate) {
-        let neighbour = tried(space, limits, world, candidate, differs);
+    for neighbour in of_same_world(space, limits, outcome, winner) {
         // From r = 0 every r has many plans, as r = 0 says nothing of degree and All-to-All.
         match found
             .iter_mut()
@@ -196,24 +211,28 @@ pub fn neighbours(
             None => found.push(neighbour),
         }
     }
-    for (differs, other) in other_worlds(space, world) {
-        let neighbour = match other {
+    let others = other_worlds(space, world).into_par_iter();
+    let others: Vec<Neighbour> = others
+        .map(|(differs, other)| match other {
             Err(reason) => Neighbour {
                 differs,
                 world: None,
                 verdict: Verdict::Refused(reason),
             },
-            Ok(other) => match fitted(space, &other, &winner.candidate) {
-                Some(candidate) => tried(space, limits, &other, candidate, differs),
-                None => Neighbour {
-                    differs,
-                    verdict: Verdict::Refused("no such r on that many GPUs".into()),
-                    world: Some(other),
+            Ok(other) => Neighbour {
+                differs,
+                verdict: match fitted(space, &other, &winner.candidate) {
+                    Some(candidate) => {
+                        let tester = Tester::new(space, limits, &other, &[candidate]);
+                        verdict(tester.as_ref(), &candidate)
+                    }
+                    None => Verdict::Refused("no such r on that many GPUs".into()),
                 },
+                world: Some(other),
             },
-        };
-        found.push(neighbour);
-    }
+        })
+        .collect();
+    found.extend(others);
     found
 }
 
@@ -229,25 +248,57 @@ fn better(neighbour: &Neighbour, other: &Neighbour) -> bool {
     rank(neighbour) < rank(other)
 }
 
-fn tried(
+/// All candidates of the winner's world that differ in one choice; what the search tried is not
+/// tried again.
+fn of_same_world(
     space: &Space<'_>,
     limits: &Limits,
-    world: &World,
-    candidate: Candidate,
-    differs: String,
-) -> Neighbour {
-    let evaluated = Tester::new(space, limits, world, &[candidate]).and_then(|tester| {
+    outcome: &Outcome,
+    winner: &Evaluated,
+) -> Vec<Neighbour> {
+    let world = outcome.world(winner);
+    let all = same_world(space, world, &winner.candidate);
+    let alike = |a: &Candidate, b: &Candidate| {
+        (a.world, a.strategy, a.capacity, a.decision)
+            == (b.world, b.strategy, b.capacity, b.decision)
+    };
+    let known: Vec<Option<&Evaluated>> = all
+        .iter()
+        .map(|(_, candidate)| {
+            let mut tried = outcome.evaluated.iter();
+            tried.find(|plan| alike(&plan.candidate, candidate))
+        })
+        .collect();
+    let left: Vec<Candidate> = all
+        .iter()
+        .zip(&known)
+        .filter(|(_, known)| known.is_none())
+        .map(|((_, candidate), _)| *candidate)
+        .collect();
+    let tester = Tester::new(space, limits, world, &left);
+    all.into_par_iter()
+        .zip(known)
+        .map(|((differs, candidate), known)| Neighbour {
+            differs,
+            world: Some(world.clone()),
+            verdict: match known {
+                Some(plan) => Verdict::Tried(Box::new(plan.clone())),
+                None => verdict(tester.as_ref(), &candidate),
+            },
+        })
+        .collect()
+}
+
+/// How `candidate` does.
+fn verdict(tester: Result<&Tester<'_>, &String>, candidate: &Candidate) -> Verdict {
+    let evaluated = tester.map_err(String::clone).and_then(|tester| {
         tester
-            .evaluate(&candidate)
+            .evaluate(candidate)
             .map_err(|error| error.to_string())
     });
-    Neighbour {
-        differs,
-        world: Some(world.clone()),
-        verdict: match evaluated {
-            Ok(evaluated) => Verdict::Tried(Box::new(evaluated)),
-            Err(reason) => Verdict::Refused(reason),
-        },
+    match evaluated {
+        Ok(evaluated) => Verdict::Tried(Box::new(evaluated)),
+        Err(reason) => Verdict::Refused(reason),
     }
 }
 
@@ -377,7 +428,8 @@ pub fn sensitivities(space: &Space<'_>, world: &World, winner: &Evaluated) -> Ve
             gpus_per_node,
             per_gpu_hour: site.per_gpu_hour,
         };
-        found.extend(best_with(space, site, world.gpus, world, winner, change));
+        let best = best_with(space, site, world.gpus, world, winner, change);
+        found.extend(best.map(|best| best.or_unused(winner)));
     }
     let double = world.gpus * 2;
     let change = match space.tokens {
@@ -402,6 +454,7 @@ fn best_with(
         sites: vec![site],
         gpus: vec![gpus],
         layer: space.layer.clone(),
+        whole: space.whole,
         tokens: space.tokens,
         top_k: vec![spec.top_k],
         dtypes: vec![spec.dtype],

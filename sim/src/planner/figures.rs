@@ -59,7 +59,7 @@ impl Objectives {
         memory_bytes: u64,
         dropped_fraction: f64,
     ) -> Objectives {
-        let tokens = (world.gpus * world.layer.tokens()) as f64;
+        let tokens = (world.gpus * world.tokens) as f64;
         let seconds_per_token = step_time.as_secs_f64() / tokens;
         Objectives {
             seconds_per_token,
@@ -110,7 +110,7 @@ impl Figures {
             step: step_time.as_secs_f64(),
             ..Activity::mean(steps.iter())
         };
-        let tokens = world.layer.tokens();
+        let tokens = world.tokens;
         Some(Figures {
             step_time,
             step_time_p95: times[(times.len() * 95).div_ceil(100).max(1) - 1],

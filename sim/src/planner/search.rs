@@ -6,8 +6,9 @@ use super::limits::{Goal, Limits, Measured, Violation};
 use super::pareto::front;
 use super::space::{Candidate, Decision, Loads, Space, World};
 use crate::compile::{Load, Plan};
+use crate::ir::Program;
 use crate::policy::{Runner, candidates};
-use crate::simulate::{Scenario, Step, bounds_of, simulate_step};
+use crate::simulate::{Scenario, Step, Trace, memory, program_of, simulate_program};
 use crate::spec::{SpecError, Strategy};
 use crate::units::Time;
 use rayon::prelude::*;
@@ -314,7 +315,7 @@ impl<'a> Tester<'a> {
             // Whatever is chosen is one of these.
             let (mut time, mut memory) = (Time::MAX, u64::MAX);
             for &plan in &plans {
-                let (floor, needed) = self.floor(plan, load)?;
+                let (floor, needed) = self.floor(candidate.capacity, plan, load)?;
                 time = time.min(floor);
                 memory = memory.min(needed);
             }
@@ -333,8 +334,33 @@ impl<'a> Tester<'a> {
     }
 
     /// The floor of a step's time under `plan`, and its memory.
-    fn floor(&self, plan: Plan, load: &Load) -> Result<(Time, u64), SpecError> {
-        bounds_of(&self.scenario(), plan, load, step_time_floor)
+    fn floor(&self, x: f64, plan: Plan, load: &Load) -> Result<(Time, u64), SpecError> {
+        let scenario = self.scenario();
+        let program = self.program(x, plan, load)?;
+        let floor = step_time_floor(&program, scenario.model);
+        Ok((self.in_all(floor), memory(&scenario, &program)))
+    }
+
+    /// Plays a step of `plan` under capacity setting `x`.
+    pub(super) fn trace(&self, x: f64, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
+        let program = self.program(x, plan, load)?;
+        let mut trace = simulate_program(&self.scenario(), plan, load, program);
+        trace.step.time = self.in_all(trace.step.time);
+        Ok(trace)
+    }
+
+    /// What is planned, under `plan`: the layer, or the model with it.
+    fn program(&self, x: f64, plan: Plan, load: &Load) -> Result<Program, SpecError> {
+        match self.space.model_run(self.world) {
+            None => program_of(&self.scenario(), plan, load),
+            Some(model) => model.program_under(plan, x),
+        }
+    }
+
+    /// The time of a step whose program took `played`.
+    fn in_all(&self, played: Time) -> Time {
+        let model = self.space.model_run(self.world);
+        played + model.map_or(Time::ZERO, |model| model.scaling_loss(played))
     }
 
     fn objectives(&self, step_time: Time, memory_bytes: u64, dropped: f64) -> Objectives {
@@ -352,7 +378,7 @@ impl<'a> Tester<'a> {
     pub(super) fn evaluate(&self, candidate: &Candidate) -> Result<Evaluated, SpecError> {
         let steps: Vec<Step> = match candidate.decision {
             Decision::Always(plan) => {
-                let step = |load: &Load| Ok(simulate_step(&self.scenario(), plan, load)?.step);
+                let step = |load: &Load| Ok(self.trace(candidate.capacity, plan, load)?.step);
                 self.loads(candidate)
                     .iter()
                     .map(step)
@@ -365,9 +391,9 @@ impl<'a> Tester<'a> {
                     ..self.strategy(candidate).clone()
                 };
                 let mut runner = Runner::new(self.scenario(), strategy, false)?;
-                self.loads
-                    .routing()
-                    .map(|routing| Ok(runner.step(&routing)?.step))
+                self.loads(candidate)
+                    .iter()
+                    .map(|load| Ok(runner.step_of(load)?.step))
                     .collect::<Result<_, SpecError>>()?
             }
         };

@@ -4,11 +4,14 @@ use crate::compile::{Load, Plan, Routing};
 use crate::cost::CostModel;
 use crate::economy::PowerModel;
 use crate::hardware::Hardware;
+use crate::model::{ModelRun, ModelSpec};
 use crate::policy::candidates;
 use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
 use moeplan_traces::RoutingStep;
+use rayon::prelude::*;
 use std::fmt;
+use std::sync::Arc;
 
 /// A kind of cluster that can be had.
 #[derive(Clone, Copy)]
@@ -32,9 +35,23 @@ pub enum Tokens {
     InAll(u64),
 }
 
-/// The routing of a layer's steps; `None` where a step is balanced. The error is for people.
-pub type Routes<'a> =
-    dyn Fn(&ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, String> + Sync + 'a;
+/// The routing of a layer's steps; `None` where a step is balanced.
+pub type Steps = Vec<Option<Arc<RoutingStep>>>;
+
+/// Works out the routing of a layer. The error is for people.
+pub type Routes<'a> = dyn Fn(&ResolvedLayer) -> Result<Steps, String> + Sync + 'a;
+
+/// A whole model, where not a layer alone is planned: all its MoE layers run the same plan, on balanced
+/// routing.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole<'a> {
+    /// The model.
+    pub model: &'a ModelSpec,
+    /// Items (sequences, images) of a GPU and step.
+    pub batch: u64,
+    /// Whether optimizer states of what all GPUs hold are spread over them.
+    pub shard_states: bool,
+}
 
 /// Everything that may be chosen.
 pub struct Space<'a> {
@@ -42,8 +59,11 @@ pub struct Space<'a> {
     pub sites: Vec<Site<'a>>,
     /// Numbers of GPUs.
     pub gpus: Vec<u64>,
-    /// The layer; its k, capacity setting and number type are those of the lists below.
+    /// The layer, the first MoE layer of a model; its k, capacity setting and number type are those of
+    /// the lists below.
     pub layer: LayerSpec,
+    /// The model around it, if one is planned.
+    pub whole: Option<Whole<'a>>,
     /// How many tokens a GPU gets.
     pub tokens: Tokens,
     /// k: experts per token.
@@ -73,6 +93,8 @@ pub struct World {
     pub gpus: u64,
     /// m.
     pub gpus_per_node: u64,
+    /// Tokens of a GPU and step; of a model that is fed with images, those.
+    pub tokens: u64,
     /// The layer resolved.
     pub layer: ResolvedLayer,
 }
@@ -126,6 +148,18 @@ pub fn gpu_counts(node: u64, most: u64) -> Vec<u64> {
         .collect()
 }
 
+impl Whole<'_> {
+    /// Tokens that `layer` gets of a GPU's `tokens`.
+    fn layer_tokens(&self, layer: &LayerSpec, tokens: u64) -> Result<u64, SpecError> {
+        let per_item = self.model.unit.per_item();
+        if !tokens.is_multiple_of(per_item) {
+            let expected = format!("whole sequences of {per_item} tokens on every GPU");
+            return Err(SpecError::new("global-batch", expected, tokens));
+        }
+        Ok(layer.tokens_per_step / self.batch * (tokens / per_item))
+    }
+}
+
 impl<'a> Space<'a> {
     /// All worlds in order, or why there is none of that size: the site, its GPUs, and the reason.
     pub fn worlds(&self) -> Vec<Result<World, (usize, u64, SpecError)>> {
@@ -159,13 +193,19 @@ impl<'a> Space<'a> {
             let expected = format!("whole nodes of {gpus_per_node} GPUs");
             return Err(SpecError::new("gpus", expected, gpus));
         }
-        let tokens_per_step = match self.tokens {
-            Tokens::PerGpu => self.layer.tokens_per_step,
+        let tokens = match self.tokens {
+            Tokens::PerGpu => self.whole.map_or(self.layer.tokens_per_step, |whole| {
+                whole.batch.saturating_mul(whole.model.unit.per_item())
+            }),
             Tokens::InAll(all) if all.is_multiple_of(gpus) => all / gpus,
             Tokens::InAll(all) => {
                 let expected = format!("tokens that divide over {gpus} GPUs");
                 return Err(SpecError::new("global-batch", expected, all));
             }
+        };
+        let tokens_per_step = match self.whole {
+            None => tokens,
+            Some(whole) => whole.layer_tokens(&self.layer, tokens)?,
         };
         let layer = LayerSpec {
             tokens_per_step,
@@ -178,6 +218,7 @@ impl<'a> Space<'a> {
             site,
             gpus,
             gpus_per_node,
+            tokens,
             layer,
         })
     }
@@ -226,6 +267,22 @@ impl<'a> Space<'a> {
         }
     }
 
+    /// The step of the model in `world`, if one is planned.
+    pub(super) fn model_run(&self, world: &World) -> Option<ModelRun<'_>> {
+        let site = &self.sites[world.site];
+        let whole = self.whole?;
+        Some(ModelRun {
+            model: whole.model,
+            hardware: site.hardware,
+            prices: site.model,
+            gpus: world.gpus,
+            gpus_per_node: world.gpus_per_node,
+            batch: world.tokens / whole.model.unit.per_item(),
+            phase: self.phase,
+            shard_states: whole.shard_states,
+        })
+    }
+
     /// The scenario of `world`.
     pub fn scenario<'w>(&'w self, world: &'w World) -> Scenario<'w> {
         let site = &self.sites[world.site];
@@ -242,7 +299,6 @@ impl<'a> Space<'a> {
 
 /// The steps of a world as its candidates load it.
 pub(super) struct Loads {
-    routing: Vec<Option<RoutingStep>>,
     /// By padding and capacity setting: the load of every step.
     known: Vec<(Padding, f64, Vec<Load>)>,
 }
@@ -264,14 +320,14 @@ impl Loads {
             {
                 continue;
             }
-            let load = |step: &Option<RoutingStep>| {
-                let routing = routing_of(step.as_ref());
+            let load = |step: &Option<Arc<RoutingStep>>| {
+                let routing = step.as_deref().map_or(Routing::Balanced, Routing::Step);
                 Load::new(&world.layer, candidate.capacity, padding, &routing)
             };
-            let loads = routing.iter().map(load).collect();
+            let loads = routing.par_iter().map(load).collect();
             known.push((padding, candidate.capacity, loads));
         }
-        Ok(Loads { routing, known })
+        Ok(Loads { known })
     }
 
     /// The loads of a candidate, step by step.
@@ -282,13 +338,4 @@ impl Loads {
             .find(|(p, x, _)| *p == padding && *x == capacity);
         found.map_or(&[], |(_, _, loads)| loads)
     }
-
-    /// The routing of every step.
-    pub(super) fn routing(&self) -> impl Iterator<Item = Routing<'_>> {
-        self.routing.iter().map(|step| routing_of(step.as_ref()))
-    }
-}
-
-fn routing_of(step: Option<&RoutingStep>) -> Routing<'_> {
-    step.map_or(Routing::Balanced, Routing::Step)
 }

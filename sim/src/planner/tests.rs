@@ -14,6 +14,7 @@ use crate::spec::{
 use crate::units::Time;
 use moeplan_traces::{RoutingSpec, RoutingStep, Shape};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 /// What a random space is made of.
 #[derive(Debug, Clone)]
@@ -64,6 +65,7 @@ impl Bed {
             sites: (0..draw.sites).map(site).collect(),
             gpus: draw.gpus.clone(),
             layer: draw.layer.clone(),
+            whole: None,
             tokens: draw.tokens,
             top_k: draw.top_k.clone(),
             dtypes: draw.dtypes.clone(),
@@ -77,9 +79,7 @@ impl Bed {
     }
 }
 
-fn routes(
-    skewed: bool,
-) -> impl Fn(&ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, String> + Sync {
+fn routes(skewed: bool) -> impl Fn(&ResolvedLayer) -> Result<space::Steps, String> + Sync {
     move |layer: &ResolvedLayer| {
         if !skewed {
             return Ok(vec![None]);
@@ -91,7 +91,10 @@ fn routes(
             top_k: layer.spec.top_k,
         };
         let spec: RoutingSpec = "zipf:1.1,drift=0.2".parse().unwrap();
-        let step = |index| spec.generate(&shape, 7, index, 0).map(Some);
+        let step = |index| {
+            spec.generate(&shape, 7, index, 0)
+                .map(|step| Some(Arc::new(step)))
+        };
         (0..2)
             .map(|index| step(index).map_err(|error| error.to_string()))
             .collect()
@@ -264,7 +267,7 @@ proptest! {
             for strategy in &draw.strategies {
                 for plan in candidates(strategy, &world.layer).unwrap() {
                     for step in &steps {
-                        check_bound(&scenario, plan, step.as_ref())?;
+                        check_bound(&scenario, plan, step.as_deref())?;
                     }
                 }
             }

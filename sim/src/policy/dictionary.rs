@@ -1,7 +1,7 @@
 //! The dictionary of Section 3.3: `floor(c / R) -> (r*, d*, a*)`, learned by trying.
 
 use crate::compile::{Load, Plan};
-use crate::simulate::{Scenario, simulate_step};
+use crate::simulate::{Scenario, Step, simulate_step};
 use crate::spec::SpecError;
 use crate::units::Time;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,14 +24,14 @@ struct Entry {
 }
 
 impl Dictionary {
-    /// The plan for this step, and whether it is a trial. A key's trials run one a step, each on a
+    /// Runs the next step; returns whether it was a trial. A key's trials run one a step, each on a
     /// real step: what a bad one costs is charged.
     pub(super) fn next(
         &mut self,
         scenario: &Scenario<'_>,
         plans: &[Plan],
         load: &Load,
-    ) -> Result<(Plan, bool), SpecError> {
+    ) -> Result<(Step, bool), SpecError> {
         let key = load.capacity.per_gpu / CAPACITY_WINDOW;
         let entry = match self.entries.entry(key) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -44,14 +44,13 @@ impl Dictionary {
                 })
             }
         };
-        let Some(plan) = entry.trials.pop() else {
-            return Ok((entry.best, false));
-        };
+        let trial = entry.trials.pop();
+        let plan = trial.unwrap_or(entry.best);
         let step = simulate_step(scenario, plan, load)?.step;
-        if step.fits && step.time < entry.best_time {
+        if trial.is_some() && step.fits && step.time < entry.best_time {
             (entry.best, entry.best_time) = (plan, step.time);
         }
-        Ok((plan, true))
+        Ok((step, trial.is_some()))
     }
 }
 

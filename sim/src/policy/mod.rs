@@ -80,39 +80,41 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// A plan the layer cannot run.
     pub fn step(&mut self, routing: &Routing<'_>) -> Result<Decided, SpecError> {
-        let load = self.load(routing);
+        self.step_of(&self.load(routing))
+    }
+
+    /// Runs the next step, whose load under this strategy is known.
+    ///
+    /// # Errors
+    /// A plan the layer cannot run.
+    pub fn step_of(&mut self, load: &Load) -> Result<Decided, SpecError> {
         if let [only] = self.plans[..] {
-            let step = simulate_step(&self.scenario, only, &load)?.step;
+            let step = simulate_step(&self.scenario, only, load)?.step;
             return Ok(Decided {
                 oracle: Some(step.time),
                 step,
                 trial: false,
             });
         }
-        let oracle = match self.with_oracle || self.strategy.policy == Policy::Oracle {
-            true => Some(best(&self.scenario, &self.plans, &load)?),
-            false => None,
+        let (step, trial) = match self.strategy.policy {
+            Policy::Oracle => (best(&self.scenario, &self.plans, load)?, false),
+            Policy::Dictionary => self.dictionary.next(&self.scenario, &self.plans, load)?,
+            Policy::Static => {
+                let plan = self.keep(load)?;
+                (simulate_step(&self.scenario, plan, load)?.step, false)
+            }
         };
-        let oracle_time = oracle.as_ref().map(|step| step.time);
-        let (plan, trial) = match self.strategy.policy {
-            Policy::Oracle => match oracle {
-                Some(step) => {
-                    return Ok(Decided {
-                        step,
-                        trial: false,
-                        oracle: oracle_time,
-                    });
-                }
-                None => (self.plans[0], false),
-            },
-            Policy::Static => (self.keep(&load)?, false),
-            Policy::Dictionary => self.dictionary.next(&self.scenario, &self.plans, &load)?,
+        let oracle = match self.strategy.policy {
+            Policy::Oracle => Some(step.time),
+            Policy::Static | Policy::Dictionary if self.with_oracle => {
+                Some(best(&self.scenario, &self.plans, load)?.time)
+            }
+            Policy::Static | Policy::Dictionary => None,
         };
-        let step = simulate_step(&self.scenario, plan, &load)?.step;
         Ok(Decided {
             step,
             trial,
-            oracle: oracle_time,
+            oracle,
         })
     }
 

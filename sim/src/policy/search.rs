@@ -1,7 +1,7 @@
 //! Every plan a strategy allows, and the best of them.
 
 use crate::compile::{Load, Plan};
-use crate::simulate::{Scenario, Step, memory_of, simulate_step};
+use crate::simulate::{Scenario, Step, simulate_if_fits, simulate_step};
 use crate::spec::{AllToAll, Choice, PIPELINE_DEGREES, ResolvedLayer, SpecError, Strategy};
 use rayon::prelude::*;
 
@@ -59,19 +59,30 @@ pub fn candidates(strategy: &Strategy, layer: &ResolvedLayer) -> Result<Vec<Plan
 /// # Errors
 /// A plan the layer cannot run.
 pub fn best(scenario: &Scenario<'_>, plans: &[Plan], load: &Load) -> Result<Step, SpecError> {
-    let memory: Vec<u64> = plans
-        .par_iter()
-        .map(|&plan| memory_of(scenario, plan, load))
-        .collect::<Result<_, _>>()?;
     // What does not fit is not worth timing, unless nothing fits: then the leanest is shown.
-    let least = memory.iter().copied().min().unwrap_or(0);
-    let limit = scenario.memory_bytes.max(least);
-    let steps: Vec<Step> = plans
+    let tried: Vec<Result<Step, u64>> = plans
         .par_iter()
-        .zip(memory)
-        .filter(|(_, memory)| *memory <= limit)
-        .map(|(&plan, _)| simulate_step(scenario, plan, load).map(|trace| trace.step))
-        .collect::<Result<_, _>>()?;
+        .map(|&plan| {
+            let tried = simulate_if_fits(scenario, plan, load)?;
+            Ok(tried.map(|trace| trace.step))
+        })
+        .collect::<Result<_, SpecError>>()?;
+    let (mut steps, mut too_large) = (Vec::new(), Vec::new());
+    for (&plan, tried) in plans.iter().zip(tried) {
+        match tried {
+            Ok(step) => steps.push(step),
+            Err(memory) => too_large.push((memory, plan)),
+        }
+    }
+    if steps.is_empty() {
+        let least = too_large.iter().map(|(memory, _)| *memory).min();
+        for (_, plan) in too_large
+            .iter()
+            .filter(|(memory, _)| Some(*memory) == least)
+        {
+            steps.push(simulate_step(scenario, *plan, load)?.step);
+        }
+    }
     let faster = |best: Step, step: Step| if step.time < best.time { step } else { best };
     steps
         .into_iter()

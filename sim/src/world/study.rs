@@ -1,7 +1,7 @@
 //! Many draws of one step.
 
 use super::{Disturbances, Percentiles};
-use crate::engine::{Concurrency, PricedOp, run};
+use crate::engine::{Concurrency, PricedOp, step_time};
 use crate::ir::Program;
 use crate::spec::SpecError;
 use crate::units::Time;
@@ -34,7 +34,7 @@ pub fn study(
     seed: u64,
 ) -> Result<WorldStep, SpecError> {
     disturbances.check()?;
-    let calm = run(program, priced, concurrency).0.step_time();
+    let calm = step_time(program, priced, concurrency);
     let played: Vec<(f64, bool)> = (0..draws)
         .into_par_iter()
         .map(|index| {
@@ -43,7 +43,7 @@ pub fn study(
                 return (calm.as_ms_f64(), true);
             }
             let priced = draw.apply(program, priced);
-            let time = run(program, &priced, concurrency).0.step_time();
+            let time = step_time(program, &priced, concurrency);
             (time.as_ms_f64(), false)
         })
         .collect();
@@ -66,16 +66,22 @@ mod tests {
     use crate::compile::{Load, Plan, Routing};
     use crate::cost::CostModel;
     use crate::cost::analytic::Analytic;
+    use crate::engine::run;
     use crate::hardware::builtin;
     use crate::simulate::{Scenario, Trace, simulate_step};
-    use crate::spec::{LayerSpec, Padding, Phase};
+    use crate::spec::{AllToAll, LayerSpec, Padding, Phase};
+    use proptest::prelude::*;
 
     fn step(model: &Analytic) -> Trace {
+        step_of(model, 16, Plan::PLAIN)
+    }
+
+    fn step_of(model: &Analytic, gpus: u64, plan: Plan) -> Trace {
         let spec = LayerSpec {
             tokens_per_step: 4_096,
             ..LayerSpec::default()
         };
-        let layer = spec.resolve(16).unwrap();
+        let layer = spec.resolve(gpus).unwrap();
         let scenario = Scenario {
             layer: &layer,
             gpus_per_node: 8,
@@ -85,7 +91,7 @@ mod tests {
             phase: Phase::Training,
         };
         let load = Load::new(&layer, 1.0, Padding::Capacity, &Routing::Balanced);
-        simulate_step(&scenario, Plan::PLAIN, &load).unwrap()
+        simulate_step(&scenario, plan, &load).unwrap()
     }
 
     fn check(disturbances: &Disturbances, draws: usize) -> WorldStep {
@@ -101,6 +107,34 @@ mod tests {
             7,
         )
         .unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        /// Ranks that nothing tells apart are played once, whatever the program and the trouble.
+        #[test]
+        fn playing_ranks_together_changes_no_time(
+            seed in 0u64..1000,
+            all_to_all in prop::sample::select(vec![AllToAll::Linear, AllToAll::TwoDh, AllToAll::ThreeDh]),
+            degree in prop::sample::select(vec![1u64, 4]),
+            r in prop::sample::select(vec![0u64, 1]),
+            chances in prop::array::uniform3(prop::sample::select(vec![0.0, 0.02, 0.3])),
+        ) {
+            let model = Analytic::new(&builtin("nd-a100-v4-80gb").unwrap()).unwrap();
+            let plan = Plan { all_to_all, adaptive_r: r, forward_degree: degree, backward_degree: degree, ..Plan::PLAIN };
+            let trace = step_of(&model, 64, plan);
+            let [slow_gpu, degraded_nic, flapping_nic] = chances;
+            let disturbances = Disturbances {
+                slow_gpu, slow_gpu_factor: 1.5, degraded_nic, degraded_nic_factor: 3.0, flapping_nic, flap_ms: 20.0,
+                background: 0.1,
+            };
+            let draw = disturbances.draw(seed, 0, 64);
+            let priced = draw.apply(&trace.program, &trace.priced);
+            let (all, _) = run(&trace.program, &priced, model.concurrency());
+            let together = step_time(&trace.program, &priced, model.concurrency());
+            prop_assert_eq!(all.step_time(), together);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use moeplan_sim::units::Time;
 use moeplan_traces::RoutingStep;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// A recorded trace where nothing is said: balancing made-up even routing tells nothing.
 pub fn defaults(given: &mut Given) {
@@ -165,7 +166,7 @@ fn all_steps(resolved: &Resolved) -> Result<Vec<RoutingStep>, Error> {
     (0..resolved.routing.len())
         .into_par_iter()
         .map(|index| match resolved.routing.step(index)? {
-            Some(step) => Ok(step),
+            Some(step) => Ok(Arc::unwrap_or_clone(step)),
             None => RoutingStep::uniform(&shape_of(resolved.layer(index))?, index as u64, 0)
                 .map_err(|error| Error::Unexpected(error.to_string())),
         })

@@ -270,7 +270,7 @@ fn plan_row(
     PlanRow {
         cluster: asked.clusters[world.site].hardware.name.clone(),
         gpus: world.gpus,
-        tokens_per_gpu: world.layer.tokens(),
+        tokens_per_gpu: world.tokens,
         dtype: spec.dtype.name(),
         top_k: spec.top_k,
         capacity_setting: candidate.capacity,

@@ -4,6 +4,7 @@ use super::numbers::{bytes, count, percent, three, time, times};
 use super::table::{Grid, paragraph};
 use crate::command::plan::{Findings, PlanRow};
 use crate::resolve::plan::Asked;
+use moeplan_sim::model::Unit;
 use moeplan_sim::planner::{Goal, Violation};
 use std::collections::BTreeMap;
 
@@ -89,12 +90,20 @@ fn question(asked: &Asked, found: &Findings) -> String {
         false => format!("within: {}", limits.join(", ")),
     };
     let gpus: Vec<String> = plan.gpus.iter().map(u64::to_string).collect();
-    let tokens = match plan.global_batch {
-        None => "the layer's tokens on every GPU, so more GPUs do more work".to_owned(),
-        Some(all) => format!("{} tokens a step over all GPUs", count(all)),
+    let tokens = match (plan.global_batch, &asked.model) {
+        (None, None) => "the layer's tokens on every GPU, so more GPUs do more work".to_owned(),
+        (None, Some(model)) => format!(
+            "{} {} on every GPU, so more GPUs do more work",
+            count(model.batch * model.spec.unit.per_item()),
+            model.spec.unit.name()
+        ),
+        (Some(all), _) => format!("{} tokens a step over all GPUs", count(all)),
     };
+    let of = asked.model.as_ref().map_or(String::new(), |model| {
+        format!("{}, {}: ", model.spec.name, asked.phase)
+    });
     format!(
-        "{wanted} {limits}; {} on {} GPUs; {tokens}; {} ways, {} simulated, the others cannot win by their \
+        "{of}{wanted} {limits}; {} on {} GPUs; {tokens}; {} ways, {} simulated, the others cannot win by their \
          bounds",
         plan.cluster.join(", "),
         gpus.join(", "),
@@ -327,10 +336,18 @@ fn notes(asked: &Asked, found: &Findings) -> String {
         }
     }
     text += &paragraph(&format!("prices: {}", named.join("; ")), 2);
-    text += &paragraph(
-        "time, tokens and money are of this one layer; where a model has more, they add up",
-        2,
-    );
+    let what = match asked.model.as_ref().map(|model| model.spec.unit) {
+        None => "time, tokens and money are of this one layer; where a model has more, they add up",
+        Some(Unit::Tokens(_)) => {
+            "time, tokens and money are of the whole model; all its MoE layers run the same plan, on \
+             balanced routing"
+        }
+        Some(Unit::Images) => {
+            "time and money are of the whole model, tokens are its images; all its MoE layers run the same \
+             plan, on balanced routing"
+        }
+    };
+    text += &paragraph(what, 2);
     if !found.refused.is_empty() {
         let sizes: Vec<String> = found
             .refused

@@ -1,12 +1,13 @@
 //! Flags over the study file over defaults, checked: what a command runs on.
 
+pub mod model;
 pub mod plan;
 mod strategies;
 
 use crate::document::Document;
 use crate::error::{Error, Place};
 use crate::presets;
-use crate::routing::RoutingSource;
+use crate::routing::{Kept, RoutingSource};
 use crate::settings::{
     ExportSettings, LayerSettings, RoutingSettings, StrategySettings, Study, TopK,
 };
@@ -119,6 +120,8 @@ pub struct Given {
     pub file: Study,
     /// The study file.
     pub document: Option<Document>,
+    /// Routing that several studies share.
+    pub kept: Kept,
 }
 
 impl Given {
@@ -269,7 +272,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
     let routing = routing(given);
     let place = |field: &str| given.place(&["routing"], None, field);
-    let routing = RoutingSource::new(&routing, &layers, seed, &place)?;
+    let routing = RoutingSource::new(&routing, &layers, seed, &given.kept, &place)?;
     let mut study = Study {
         seed: Some(seed),
         phase: Some(phase),

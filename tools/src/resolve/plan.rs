@@ -4,16 +4,21 @@ use super::{Given, complete_layer, gpus_only, layer, model, routing, strategies}
 use crate::economy::Prices;
 use crate::error::{Error, Place};
 use crate::resolve::{MAX_GPUS, Planned};
-use crate::routing::RoutingSource;
-use crate::settings::{Budget, PlanSettings, RoutingSettings, StrategySettings, Study};
+use crate::routing::{Kept, RoutingSource};
+use crate::settings::{
+    Budget, LayerSettings, ModelSettings, PlanSettings, RoutingSettings, StrategySettings, Study,
+    TopK,
+};
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts, space};
+use moeplan_sim::model::{ModelSpec, Unit};
+use moeplan_sim::planner::space::{self, Steps, Whole};
+use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts};
 use moeplan_sim::spec::{
     Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, Strategy,
 };
 use moeplan_sim::units::Time;
-use moeplan_traces::RoutingStep;
+use rayon::prelude::*;
 
 /// Most GPUs that are tried when nothing is said.
 const DEFAULT_MAX_GPUS: u64 = 64;
@@ -26,6 +31,15 @@ pub struct Cluster {
     pub model: Box<dyn CostModel>,
     gpus_per_node: u64,
     per_gpu_hour: f64,
+}
+
+/// A model and how much of it a GPU gets.
+pub struct Model {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Items of a GPU and step where nothing else is said.
+    pub batch: u64,
+    shard_states: bool,
 }
 
 /// Everything decided and checked.
@@ -42,14 +56,18 @@ pub struct Asked {
     pub seed: u64,
     /// Whether matrix products are priced by a user's own table.
     pub own_gemm_table: bool,
+    /// The model that is planned, if not a layer alone.
+    pub model: Option<Model>,
     gpus: Vec<u64>,
     layer: LayerSpec,
     tokens: Tokens,
     top_k: Vec<u32>,
     strategies: Vec<Strategy>,
     policies: Vec<Policy>,
-    phase: Phase,
+    /// Forward, or a training step.
+    pub phase: Phase,
     routing: RoutingSettings,
+    kept: Kept,
 }
 
 impl Asked {
@@ -66,6 +84,11 @@ impl Asked {
             sites: self.clusters.iter().map(site).collect(),
             gpus: self.gpus.clone(),
             layer: self.layer.clone(),
+            whole: self.model.as_ref().map(|model| Whole {
+                model: &model.spec,
+                batch: model.batch,
+                shard_states: model.shard_states,
+            }),
             tokens: self.tokens,
             top_k: self.top_k.clone(),
             dtypes: or(&plan.try_dtype, self.layer.dtype),
@@ -82,9 +105,12 @@ impl Asked {
     ///
     /// # Errors
     /// Routing that cannot be drawn for this layer.
-    pub fn routes(&self, layer: &ResolvedLayer) -> Result<Vec<Option<RoutingStep>>, Error> {
+    pub fn routes(&self, layer: &ResolvedLayer) -> Result<Steps, Error> {
         let source = self.source(layer)?;
-        (0..source.len()).map(|index| source.step(index)).collect()
+        (0..source.len())
+            .into_par_iter()
+            .map(|index| source.step(index))
+            .collect()
     }
 
     /// Where the tokens of `layer` go.
@@ -97,7 +123,7 @@ impl Asked {
             ..Place::default()
         };
         let layers = std::slice::from_ref(layer);
-        RoutingSource::new(&self.routing, layers, self.seed, &place)
+        RoutingSource::new(&self.routing, layers, self.seed, &self.kept, &place)
     }
 }
 
@@ -127,7 +153,21 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
     let prices = Prices::read(&economy, folder)?;
     let gemm_table = super::gemm_table(given);
     let clusters = clusters(given, &plan, &prices, gemm_table.as_deref())?;
-    let (layer_name, _, spec, top_k) = layer(given)?;
+    let model = whole(given, &plan)?;
+    let (layer_name, spec, top_k) = match &model {
+        Some(model) => {
+            let spec = model.first_layer()?;
+            (
+                model.spec.name.clone(),
+                spec.clone(),
+                TopK::always(spec.top_k),
+            )
+        }
+        None => {
+            let (name, _, spec, top_k) = layer(given)?;
+            (name, spec, top_k)
+        }
+    };
     let &[only] = top_k.by_step() else {
         let place = given.place(&["layer"], None, "top-k");
         let message = "expected one number, found one a step: --try-top-k tries several";
@@ -156,7 +196,11 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         seed: Some(seed),
         phase: Some(phase),
         economy,
-        layer: complete_layer(layer_name, &spec, top_k.clone()),
+        layer: match &model {
+            Some(_) => LayerSettings::default(),
+            None => complete_layer(layer_name, &spec, top_k.clone()),
+        },
+        model: model.as_ref().map(Model::settings).unwrap_or_default(),
         strategy: strategies.iter().map(StrategySettings::of).collect(),
         routing: routing.clone(),
         plan: PlanSettings {
@@ -177,6 +221,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         prices,
         seed,
         own_gemm_table: gemm_table.is_some(),
+        model,
         gpus,
         layer: spec.clone(),
         tokens,
@@ -185,9 +230,120 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         policies: Vec::new(),
         phase,
         routing,
+        kept: Kept::some(),
     };
     asked.policies = policies(&asked, &plan, refined)?;
     Ok(asked)
+}
+
+impl Model {
+    /// The first MoE layer of the model, whose plans are those of all.
+    fn first_layer(&self) -> Result<LayerSpec, Error> {
+        let mut layers = self.spec.moe_layers();
+        let first = layers.next().map(|moe| moe.layer(self.batch));
+        first.ok_or_else(|| {
+            let message = "expected a model with MoE layers, found none";
+            Error::input(Place::flag("--model"), message)
+        })
+    }
+
+    /// The settings it amounts to.
+    fn settings(&self) -> ModelSettings {
+        let moe = self.spec.moe_layers().next();
+        ModelSettings {
+            preset: Some(self.spec.name.clone()),
+            file: None,
+            batch: Some(self.batch),
+            sequence_length: match self.spec.unit {
+                Unit::Images => None,
+                Unit::Tokens(tokens) => Some(tokens),
+            },
+            num_experts: moe.map(|moe| moe.experts),
+            top_k: moe.map(|moe| moe.top_k),
+            capacity_factor: moe.map(|moe| moe.capacity_factor),
+            shard_states: self.shard_states,
+        }
+    }
+}
+
+/// The model that is planned, if any: flags of layers refine its MoE layers where they can.
+fn whole(given: &Given, plan: &PlanSettings) -> Result<Option<Model>, Error> {
+    let (flags, file) = (&given.flags.model, &given.file.model);
+    // A study that has both is about its layer, unless a flag says otherwise.
+    let settings = match (&flags.preset, given.file.layer == LayerSettings::default()) {
+        (Some(_), _) => ModelSettings {
+            file: None,
+            ..flags.over(file)
+        },
+        (None, true) => flags.over(file),
+        (None, false) => flags.clone(),
+    };
+    if settings.preset.is_none() && settings.file.is_none() {
+        if settings == ModelSettings::default() {
+            return Ok(None);
+        }
+        let message = "expected --model with settings of a model, found none";
+        return Err(Error::input(Place::flag("--model"), message));
+    }
+    let layer = given.flags.layer.clone();
+    let rest = LayerSettings {
+        num_experts: None,
+        top_k: None,
+        capacity_factor: None,
+        ..layer.clone()
+    };
+    let of_layers = [
+        ("layer", rest != LayerSettings::default()),
+        ("try-dtype", !plan.try_dtype.is_empty()),
+        ("try-top-k", !plan.try_top_k.is_empty()),
+        (
+            "try-policy",
+            plan.try_policy
+                .iter()
+                .any(|&policy| policy != Policy::Static),
+        ),
+        (
+            "policy",
+            given
+                .refine
+                .policy
+                .is_some_and(|policy| policy != Policy::Static),
+        ),
+        ("routing", routing(given) != RoutingSettings::default()),
+    ];
+    if let Some((field, _)) = of_layers.iter().find(|(_, set)| *set) {
+        let message = "expected a layer to go with it, found a whole model, whose MoE layers are its own, \
+                       all alike and on balanced routing";
+        return Err(Error::input(Place::flag(format!("--{field}")), message));
+    }
+    let top_k = match layer.top_k.as_ref().map(TopK::by_step) {
+        None => settings.top_k,
+        Some(&[only]) => Some(only),
+        Some(_) => {
+            let message = "expected one number, found one a step";
+            return Err(Error::input(Place::flag("--top-k"), message));
+        }
+    };
+    let settings = ModelSettings {
+        num_experts: layer.num_experts.or(settings.num_experts),
+        top_k,
+        capacity_factor: layer.capacity_factor.or(settings.capacity_factor),
+        ..settings
+    };
+    let spec = super::model::model(given, &settings)?;
+    let batch = settings.batch.unwrap_or(spec.batch);
+    if !(1..=1 << 16).contains(&batch) {
+        let message = format!("expected 1 to 65536, found {batch}");
+        return Err(Error::input(
+            given.place(&["model"], None, "batch"),
+            message,
+        ));
+    }
+    Ok(Some(Model {
+        spec,
+        batch,
+        shard_states: settings.shard_states,
+    }))
 }
 
 fn check_limits(given: &Given, plan: &PlanSettings) -> Result<(), Error> {

@@ -293,7 +293,7 @@ impl StrategySettings {
 }
 
 /// `[routing]`.
-#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RoutingSettings {
     /// Routing trace: a shipped one (`moeplan trace list`) or a file; scaled to the layer

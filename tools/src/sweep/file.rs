@@ -3,6 +3,7 @@
 use super::expression::Constraint;
 use crate::document::Document;
 use crate::error::{Error, Place};
+use crate::routing::Kept;
 use crate::settings::Study;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
@@ -27,6 +28,14 @@ const NOT_SWEPT: [&str; 12] = [
     "trace-shape",
     "trace-import",
     "ladder",
+];
+
+/// Settings of a layer that leave its tokens where they go.
+const SAME_ROUTING: [&str; 4] = [
+    "layer.model-dim",
+    "layer.hidden-dim",
+    "layer.capacity-factor",
+    "layer.dtype",
 ];
 
 /// A sweep file as it is written.
@@ -64,6 +73,8 @@ pub struct Sweep {
     settings: Json,
     /// Names these scenarios under this version of the program.
     pub hash: String,
+    /// Routing that scenarios share.
+    pub kept: Kept,
 }
 
 impl Sweep {
@@ -100,6 +111,7 @@ impl Sweep {
             base,
             settings,
             hash: String::new(),
+            kept: Kept::some(),
         };
         sweep.hash = sweep.digest();
         Ok(sweep)
@@ -142,6 +154,20 @@ impl Sweep {
             .iter()
             .map(|column| (column.clone(), value(column)))
             .collect()
+    }
+
+    /// The settings of scenario `index` that say where tokens go: scenarios that agree in them share
+    /// their routing.
+    pub fn routing(&self, index: usize) -> String {
+        let decides = |name: &str| {
+            name == "seed"
+                || name.starts_with("routing.")
+                || name.starts_with("cluster.")
+                || (name.starts_with("layer.") && !SAME_ROUTING.contains(&name))
+        };
+        let set = self.scenarios[index].iter();
+        let deciding: Vec<_> = set.filter(|(name, _)| decides(name)).collect();
+        json!(deciding).to_string()
     }
 
     /// A hash of the program's version, every scenario, and every file that a scenario names.

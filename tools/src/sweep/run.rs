@@ -27,11 +27,13 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<bool, Error> {
     let all: Vec<usize> = shard.indices(sweep.scenarios.len()).collect();
-    let left: Vec<usize> = all
+    let mut left: Vec<usize> = all
         .iter()
         .copied()
         .filter(|index| !journal.has(*index))
         .collect();
+    // Those that share their routing one after the other, while it is kept.
+    left.sort_by_cached_key(|&index| sweep.routing(index));
     let progress = session.progress_of(all.len() as u64, "scenario");
     progress.set_position((all.len() - left.len()) as u64);
     progress.reset_eta();

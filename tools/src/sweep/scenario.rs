@@ -43,6 +43,7 @@ fn simulate(sweep: &Sweep, index: usize) -> Result<Vec<Outcome>, Error> {
     let given = Given {
         file: sweep.study(index)?,
         document: Some(sweep.document.clone()),
+        kept: sweep.kept.clone(),
         ..Given::default()
     };
     let default = Planned {

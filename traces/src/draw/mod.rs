@@ -135,12 +135,9 @@ impl Shares {
             }
             scratch.lay_out(self);
             for _ in 0..now {
-                let mut tooth = u64::from(rng.next_u32());
-                for _ in 0..self.top_k {
-                    row[scratch.expert_at(tooth)] += 1;
-                    tooth += ONE;
-                }
+                scratch.drop_comb(rng.next_u32());
             }
+            scratch.collect(now, row);
         }
     }
 }
@@ -166,15 +163,24 @@ fn shuffle(rng: &mut ChaCha8Rng, order: &mut [u32]) {
     }
 }
 
-/// The line on which experts lie, and an index into it; reused between rows.
+/// The line on which experts lie, folded at every one, and an index into it; reused between rows.
+///
+/// As teeth lie one apart, all that a comb does follows from where its first tooth falls among the
+/// ends of experts modulo one: a token costs one look-up, whatever the number of its choices.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     order: Vec<u32>,
     /// Where every expert of `order` ends.
     ends: Vec<u64>,
-    /// For every `2^shift` of the line the first expert that ends beyond its start.
+    /// The ends modulo one, ascending, each with its place in `order`; one itself comes last.
+    folded: Vec<(u64, usize)>,
+    /// For every `2^shift` of zero to one the first of `folded` that ends beyond its start.
     guide: Vec<u32>,
     shift: u32,
+    /// Combs whose first tooth falls before an end of `folded` and not before the one in front.
+    combs: Vec<u32>,
+    /// By place in `order`: combs whose first tooth falls before that expert's end modulo one.
+    before: Vec<u32>,
 }
 
 impl Scratch {
@@ -185,24 +191,50 @@ impl Scratch {
             end += shares.chances[expert as usize];
             self.ends.push(end);
         }
+        self.folded.clear();
+        let folded = self.ends.iter().map(|end| end % ONE).zip(0..);
+        self.folded.extend(folded);
+        // Stable: as many ascending runs as a token has choices are merged.
+        self.folded.sort_by_key(|&(end, _)| end);
+        self.folded.push((ONE, self.order.len()));
         let buckets = 2 * self.order.len().next_power_of_two() as u64;
-        self.shift = (end / buckets).max(1).ilog2();
+        self.shift = (ONE / buckets).max(1).ilog2();
         self.guide.clear();
-        let mut expert = 0;
-        for start in (0..end).step_by(1 << self.shift) {
-            while self.ends[expert] <= start {
-                expert += 1;
+        let mut at = 0;
+        for start in (0..ONE).step_by(1 << self.shift) {
+            while self.folded[at].0 <= start {
+                at += 1;
             }
-            self.guide.push(expert as u32);
+            self.guide.push(at as u32);
         }
+        self.combs.clear();
+        self.combs.resize(self.folded.len(), 0);
     }
 
-    fn expert_at(&self, point: u64) -> usize {
-        let mut at = self.guide[(point >> self.shift) as usize] as usize;
-        while self.ends[at] <= point {
+    fn drop_comb(&mut self, tooth: u32) {
+        let tooth = u64::from(tooth);
+        let mut at = self.guide[(tooth >> self.shift) as usize] as usize;
+        while self.folded[at].0 <= tooth {
             at += 1;
         }
-        self.order[at] as usize
+        self.combs[at] += 1;
+    }
+
+    /// Adds to `row` the teeth that `dropped` combs have within every expert.
+    fn collect(&mut self, dropped: u32, row: &mut [u32]) {
+        self.before.resize(self.folded.len(), 0);
+        let mut before = 0;
+        for (&(_, place), combs) in self.folded.iter().zip(&self.combs) {
+            before += combs;
+            self.before[place] = before;
+        }
+        // Teeth of all combs before an expert's end: one a comb and whole length, and part of the next.
+        let mut counted = 0;
+        for ((&expert, end), before) in self.order.iter().zip(&self.ends).zip(&self.before) {
+            let teeth = end / ONE * u64::from(dropped) + u64::from(*before);
+            row[expert as usize] += (teeth - counted) as u32;
+            counted = teeth;
+        }
     }
 }
 

@@ -99,6 +99,20 @@ impl Nccl {
         us.max(carried / (self.params.intra.port_gb_per_s * 1e3))
     }
 
+    /// [`Nccl::intra_us`] on a node that may be wider than any that was measured. There the fit is a guess;
+    /// the same GPUs on nodes as measured bound it from above, as a wider NVLink domain can do all that
+    /// those can.
+    pub(super) fn wide_intra_us(&self, kind: CollectiveKind, bytes: f64, gpus: usize) -> f64 {
+        let us = self.intra_us(kind, bytes, gpus);
+        let widest = self.params.intra.fitted_gpus[1];
+        if gpus <= widest || kind == CollectiveKind::AllToAll {
+            return us;
+        }
+        let local = (1..=widest).rev().find(|local| gpus.is_multiple_of(*local));
+        let local = local.unwrap_or(1);
+        us.min(self.inter_ring_us(kind, bytes, gpus / local, local, 1.0))
+    }
+
     /// Latency of an all-to-all, microseconds: see [`Nccl::all_to_all_latency`].
     pub(super) fn all_to_all_latency_us(&self, local_peers: usize, remote_peers: usize) -> f64 {
         let kind = CollectiveKind::AllToAll;

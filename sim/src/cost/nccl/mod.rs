@@ -230,7 +230,7 @@ impl Nccl {
         let local = gpus_per_node.clamp(1, gpus);
         let nodes = gpus.div_ceil(local);
         let us = if nodes == 1 {
-            self.intra_us(kind, bytes as f64, gpus)
+            self.wide_intra_us(kind, bytes as f64, gpus)
         } else if kind == CollectiveKind::AllToAll {
             self.inter_all_to_all_us(bytes as f64, gpus, local, share(congestion))
         } else {

@@ -1,5 +1,9 @@
 //! Where a run's tokens go: balanced, made up, or recorded and scaled to the layer.
 
+mod kept;
+
+pub use kept::Kept;
+
 use crate::error::{Error, Place};
 use crate::settings::RoutingSettings;
 use moeplan_sim::spec::ResolvedLayer;
@@ -9,6 +13,7 @@ use moeplan_traces::{
 };
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 
 /// What settings named `trace-ranks`, `trace-tokens`, ... say of files that leave it open. Two groups of
 /// settings have them, as flattened TOML tables cannot refuse unknown fields.
@@ -41,32 +46,32 @@ pub struct RoutingSource {
     /// Shapes of successive steps, in turn; they differ in k alone. None where routing is balanced.
     shapes: Vec<Shape>,
     kind: Kind,
+    kept: Kept,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Balanced {
-        steps: u64,
-    },
-    Gates {
-        steps: u64,
-    },
-    Made {
-        spec: RoutingSpec,
-        steps: u64,
-    },
-    Recorded {
-        layer: u32,
-        recorded: usize,
-        /// What was left out of what is in the file.
-        reduced: Vec<String>,
-        steps: Vec<RoutingStep>,
-    },
+    Balanced { steps: u64 },
+    Gates { steps: u64 },
+    Made { spec: RoutingSpec, steps: u64 },
+    Recorded(Arc<Recorded>),
+}
+
+/// Steps of one layer of a trace.
+#[derive(Debug)]
+struct Recorded {
+    layer: u32,
+    /// Steps there are in the trace.
+    recorded: usize,
+    /// What was left out of what is in the file.
+    reduced: Vec<String>,
+    /// Those that are replayed.
+    steps: Vec<RoutingStep>,
 }
 
 impl RoutingSource {
-    /// Reads and checks; `layers` are those of successive steps, in turn; `place` says where a field
-    /// was set.
+    /// Reads and checks; `layers` are those of successive steps, in turn; `kept` may have the trace
+    /// already; `place` says where a field was set.
     ///
     /// # Errors
     /// No such trace, a trace that cannot be read, a specification out of range, or routing that
@@ -75,6 +80,7 @@ impl RoutingSource {
         settings: &RoutingSettings,
         layers: &[ResolvedLayer],
         seed: u64,
+        kept: &Kept,
         place: &dyn Fn(&str) -> Place,
     ) -> Result<RoutingSource, Error> {
         let mut settings = settings.clone();
@@ -106,7 +112,10 @@ impl RoutingSource {
             return Err(Error::input(place("steps"), message));
         }
         let kind = match (settings.trace.as_deref(), settings.routing.as_deref()) {
-            (Some(name), _) => recorded(name, &settings, steps, place)?,
+            (Some(name), _) => {
+                let read = || recorded(name, &settings, steps, place);
+                Kind::Recorded(kept.trace(&settings, read)?)
+            }
             (None, None | Some("balanced")) => Kind::Balanced { steps },
             (None, Some(spec)) => Kind::Made {
                 spec: spec.parse()?,
@@ -116,15 +125,15 @@ impl RoutingSource {
         match &kind {
             Kind::Balanced { .. } => settings.routing = Some("balanced".into()),
             Kind::Gates { .. } | Kind::Made { .. } => {}
-            Kind::Recorded { layer, .. } => settings.trace_layer = Some(*layer),
+            Kind::Recorded(trace) => settings.trace_layer = Some(trace.layer),
         }
         settings.steps = Some(match &kind {
-            Kind::Recorded { steps, .. } => steps.len() as u64,
+            Kind::Recorded(trace) => trace.steps.len() as u64,
             Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => steps,
         });
         let shapes = match &kind {
             Kind::Balanced { .. } | Kind::Gates { .. } => Vec::new(),
-            Kind::Made { .. } | Kind::Recorded { .. } => {
+            Kind::Made { .. } | Kind::Recorded(_) => {
                 layers.iter().map(shape_of).collect::<Result<_, _>>()?
             }
         };
@@ -133,6 +142,7 @@ impl RoutingSource {
             seed,
             shapes,
             kind,
+            kept: kept.clone(),
         })
     }
 
@@ -171,7 +181,7 @@ impl RoutingSource {
     /// # Errors
     /// A trace that can no longer be read.
     pub fn all_layers(&self, show: &mut dyn FnMut(&RoutingStep)) -> Result<(), Error> {
-        let (Kind::Recorded { .. }, Some(name)) = (&self.kind, &self.settings.trace) else {
+        let (Kind::Recorded(_), Some(name)) = (&self.kind, &self.settings.trace) else {
             return Ok(());
         };
         for step in stream(name, &import_options!(self.settings), Place::default())? {
@@ -186,7 +196,7 @@ impl RoutingSource {
             Kind::Balanced { steps } | Kind::Gates { steps } | Kind::Made { steps, .. } => {
                 *steps as usize
             }
-            Kind::Recorded { steps, .. } => steps.len(),
+            Kind::Recorded(trace) => trace.steps.len(),
         }
     }
 
@@ -199,17 +209,21 @@ impl RoutingSource {
     ///
     /// # Errors
     /// A shape that cannot be drawn.
-    pub fn step(&self, index: usize) -> Result<Option<RoutingStep>, Error> {
+    pub fn step(&self, index: usize) -> Result<Option<Arc<RoutingStep>>, Error> {
         let Some(shape) = self.shape(index) else {
             return Ok(None);
         };
-        match &self.kind {
-            Kind::Balanced { .. } | Kind::Gates { .. } => Ok(None),
-            Kind::Made { spec, .. } => {
-                Ok(Some(spec.generate(shape, self.seed, index as u64, 0)?))
-            }
-            Kind::Recorded { steps, .. } => Ok(Some(steps[index].resample(shape, self.seed)?)),
-        }
+        let key = || (self.settings.clone(), *shape, self.seed, index);
+        let step = match &self.kind {
+            Kind::Balanced { .. } | Kind::Gates { .. } => return Ok(None),
+            Kind::Made { spec, .. } => self.kept.step(key, || {
+                Ok(spec.generate(shape, self.seed, index as u64, 0)?)
+            })?,
+            Kind::Recorded(trace) => self
+                .kept
+                .step(key, || Ok(trace.steps[index].resample(shape, self.seed)?))?,
+        };
+        Ok(Some(step))
     }
 
     fn shape(&self, index: usize) -> Option<&Shape> {
@@ -220,7 +234,7 @@ impl RoutingSource {
     pub fn label(&self, index: usize) -> u64 {
         match &self.kind {
             Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => index as u64,
-            Kind::Recorded { steps, .. } => steps[index].step(),
+            Kind::Recorded(trace) => trace.steps[index].step(),
         }
     }
 
@@ -244,12 +258,13 @@ impl RoutingSource {
             Kind::Made { spec, steps } => {
                 format!("made up: {spec}, seed {}; {}", self.seed, of(*steps))
             }
-            Kind::Recorded {
-                layer,
-                recorded,
-                reduced,
-                steps,
-            } => {
+            Kind::Recorded(recorded) => {
+                let Recorded {
+                    layer,
+                    recorded,
+                    reduced,
+                    steps,
+                } = &**recorded;
                 let (Some(shape), Some(first)) = (self.shape(0), steps.first()) else {
                     return String::new();
                 };
@@ -284,17 +299,17 @@ impl RoutingSource {
             Kind::Balanced { .. } => "assumed",
             Kind::Gates { .. } => "counted",
             Kind::Made { .. } => "made-up",
-            Kind::Recorded { .. } if self.as_recorded() => "recorded",
-            Kind::Recorded { .. } => "resampled",
+            Kind::Recorded(_) if self.as_recorded() => "recorded",
+            Kind::Recorded(_) => "resampled",
         }
     }
 
     /// Whether the layer has the shape of the recording, so that its steps are replayed unchanged.
     fn as_recorded(&self) -> bool {
-        let Kind::Recorded { steps, .. } = &self.kind else {
+        let Kind::Recorded(trace) = &self.kind else {
             return false;
         };
-        let recorded = steps.first().and_then(RoutingStep::shape);
+        let recorded = trace.steps.first().and_then(RoutingStep::shape);
         self.shapes.iter().all(|shape| recorded == Some(*shape))
     }
 }
@@ -331,7 +346,7 @@ fn recorded(
     settings: &RoutingSettings,
     steps: u64,
     place: &dyn Fn(&str) -> Place,
-) -> Result<Kind, Error> {
+) -> Result<Recorded, Error> {
     let options = import_options!(settings);
     // A trace may be larger than the memory: it is read once to know its steps, and again for
     // those that are replayed.
@@ -373,7 +388,7 @@ fn recorded(
         .filter(|(index, step)| step.is_err() || kept.binary_search(index).is_ok())
         .map(|(_, step)| step)
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Kind::Recorded {
+    Ok(Recorded {
         layer,
         recorded,
         reduced,
