@@ -6,7 +6,8 @@ use crate::output::{Answer, plan as shown};
 use crate::resolve::Given;
 use crate::resolve::plan::{Asked, asked};
 use crate::session::Session;
-use moeplan_sim::planner::explain::{Limiting, Neighbour, limiting, neighbours, sensitivities};
+use moeplan_sim::planner::explain::{Limiting, Neighbour, limiting, neighbours};
+use moeplan_sim::planner::sensitivity::sensitivities;
 use moeplan_sim::planner::{
     Decision, Evaluated, Goal, Outcome, Pruning, Sensitivity, Space, Verdict, Violation, search,
 };

@@ -1,15 +1,142 @@
 //! Whole models, by name or from a file.
 
-use super::Given;
+use super::{Given, routing};
 use crate::error::{Error, Place};
-use crate::settings::ModelSettings;
-use moeplan_sim::model::{ConfigError, ModelSpec, PRESETS, from_config, preset};
+use crate::settings::{LayerSettings, ModelSettings, PlanSettings, RoutingSettings, TopK};
+use moeplan_sim::model::{ConfigError, ModelSpec, PRESETS, Unit, from_config, preset};
+use moeplan_sim::spec::{LayerSpec, Policy};
 use std::path::Path;
 
 /// Tokens of a sequence where nothing is said.
 const DEFAULT_SEQUENCE: u64 = 4_096;
 /// Largest config.json read.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// A model and how much of it a GPU gets.
+pub struct Model {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Items of a GPU and step where nothing else is said.
+    pub batch: u64,
+    /// Whether optimizer states of what all GPUs hold are spread over them.
+    pub shard_states: bool,
+}
+
+impl Model {
+    /// The first MoE layer of the model, whose plans are those of all.
+    ///
+    /// # Errors
+    /// A model without MoE layers.
+    pub fn first_layer(&self) -> Result<LayerSpec, Error> {
+        let mut layers = self.spec.moe_layers();
+        let first = layers.next().map(|moe| moe.layer(self.batch));
+        first.ok_or_else(|| {
+            let message = "expected a model with MoE layers, found none";
+            Error::input(Place::flag("--model"), message)
+        })
+    }
+
+    /// The settings it amounts to.
+    pub fn settings(&self) -> ModelSettings {
+        let moe = self.spec.moe_layers().next();
+        ModelSettings {
+            preset: Some(self.spec.name.clone()),
+            file: None,
+            batch: Some(self.batch),
+            sequence_length: match self.spec.unit {
+                Unit::Images => None,
+                Unit::Tokens(tokens) => Some(tokens),
+            },
+            num_experts: moe.map(|moe| moe.experts),
+            top_k: moe.map(|moe| moe.top_k),
+            capacity_factor: moe.map(|moe| moe.capacity_factor),
+            shard_states: self.shard_states,
+        }
+    }
+}
+
+/// The model that `plan` is asked for, if any: flags of layers refine its MoE layers where they can.
+///
+/// # Errors
+/// No such model, or settings that only a lone layer has.
+pub fn planned(given: &Given, plan: &PlanSettings) -> Result<Option<Model>, Error> {
+    let (flags, file) = (&given.flags.model, &given.file.model);
+    // A study that has both is about its layer, unless a flag says otherwise.
+    let settings = match (&flags.preset, given.file.layer == LayerSettings::default()) {
+        (Some(_), _) => ModelSettings {
+            file: None,
+            ..flags.over(file)
+        },
+        (None, true) => flags.over(file),
+        (None, false) => flags.clone(),
+    };
+    if settings.preset.is_none() && settings.file.is_none() {
+        if settings == ModelSettings::default() {
+            return Ok(None);
+        }
+        let message = "expected --model with settings of a model, found none";
+        return Err(Error::input(Place::flag("--model"), message));
+    }
+    let layer = given.flags.layer.clone();
+    let rest = LayerSettings {
+        num_experts: None,
+        top_k: None,
+        capacity_factor: None,
+        ..layer.clone()
+    };
+    let of_layers = [
+        ("layer", rest != LayerSettings::default()),
+        ("try-dtype", !plan.try_dtype.is_empty()),
+        ("try-top-k", !plan.try_top_k.is_empty()),
+        (
+            "try-policy",
+            plan.try_policy
+                .iter()
+                .any(|&policy| policy != Policy::Static),
+        ),
+        (
+            "policy",
+            given
+                .refine
+                .policy
+                .is_some_and(|policy| policy != Policy::Static),
+        ),
+        ("routing", routing(given) != RoutingSettings::default()),
+    ];
+    if let Some((field, _)) = of_layers.iter().find(|(_, set)| *set) {
+        let message = "expected a layer to go with it, found a whole model, whose MoE layers are its own, \
+                       all alike and on balanced routing";
+        return Err(Error::input(Place::flag(format!("--{field}")), message));
+    }
+    let top_k = match layer.top_k.as_ref().map(TopK::by_step) {
+        None => settings.top_k,
+        Some(&[only]) => Some(only),
+        Some(_) => {
+            let message = "expected one number, found one a step";
+            return Err(Error::input(Place::flag("--top-k"), message));
+        }
+    };
+    let settings = ModelSettings {
+        num_experts: layer.num_experts.or(settings.num_experts),
+        top_k,
+        capacity_factor: layer.capacity_factor.or(settings.capacity_factor),
+        ..settings
+    };
+    let spec = model(given, &settings)?;
+    let batch = settings.batch.unwrap_or(spec.batch);
+    if !(1..=1 << 16).contains(&batch) {
+        let message = format!("expected 1 to 65536, found {batch}");
+        return Err(Error::input(
+            given.place(&["model"], None, "batch"),
+            message,
+        ));
+    }
+    Ok(Some(Model {
+        spec,
+        batch,
+        shard_states: settings.shard_states,
+    }))
+}
 
 /// The model that `settings` name, its MoE layers as they say.
 ///
