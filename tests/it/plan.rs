@@ -295,3 +295,32 @@ fn what_only_a_layer_has_does_not_go_with_a_model() {
     assert_eq!(ran.exit, Exit::BadInput);
     assert!(ran.stderr.contains("--model"), "{}", ran.stderr);
 }
+
+#[test]
+fn a_comparison_with_prices_costs_what_the_plan_does() {
+    let found = json(SMALL);
+    let plan = &found["recommended"];
+    let a2a = plan["all_to_all"].as_str().unwrap_or("linear");
+    let compare = |flags: &str| {
+        json(&format!(
+            "compare --tokens-per-step 1024 --model-dim 256 --hidden-dim 512 --gpus {} --adaptive-r {} \
+             --pipeline-degree {} --all-to-all {a2a} --encode {} --layout {} --strategy tutel {flags}",
+            plan["gpus"],
+            plan["adaptive_r"],
+            plan["pipeline_degree"],
+            plan["encode"].as_str().unwrap(),
+            plan["layout"].as_str().unwrap(),
+        ))
+    };
+    let priced = &compare("--price on-demand")["runs"][0];
+    for name in [
+        "cost_per_hour",
+        "cost_per_billion_tokens",
+        "joules_per_token",
+    ] {
+        assert_eq!(plan[name], priced[name], "{name}");
+    }
+    let reserved = &compare("--price reserved-3y")["runs"][0];
+    assert!(number(&reserved["cost_per_hour"]) < number(&priced["cost_per_hour"]));
+    assert!(compare("")["runs"][0]["cost_per_hour"].is_null());
+}

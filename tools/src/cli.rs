@@ -122,6 +122,9 @@ pub struct SimulateArgs {
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+    /// What GPUs cost; cost and energy are shown where it is asked for.
+    #[command(flatten, next_help_heading = "Cost")]
+    pub economy: EconomySettings,
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,
@@ -147,6 +150,9 @@ pub struct CompareArgs {
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,
+    /// What GPUs cost; cost and energy are shown where it is asked for.
+    #[command(flatten, next_help_heading = "Cost")]
+    pub economy: EconomySettings,
     /// What is shown.
     #[command(flatten, next_help_heading = "Output")]
     pub report: ReportSettings,

@@ -2,8 +2,10 @@
 
 use crate::document::Document;
 use crate::error::{Error, Place};
+use crate::play::Run;
 use crate::settings::EconomySettings;
 use moeplan_sim::economy::{Activity, Cost, Price, PriceKind, PriceList};
+use moeplan_sim::spec::ResolvedLayer;
 use std::path::Path;
 
 /// A price list, and the kind of price in it that is paid.
@@ -68,18 +70,14 @@ impl Prices {
         self.kind
     }
 
-    /// What steps like `activity` on `gpus` GPUs of `cluster` cost, `tokens` tokens each.
+    /// What the steps of `run`, of `layer` on GPUs of `cluster`, cost.
     ///
     /// # Errors
     /// A list without such a price.
-    pub fn cost(
-        &self,
-        cluster: &str,
-        gpus: u64,
-        tokens: u64,
-        activity: &Activity,
-    ) -> Result<Cost, Error> {
+    pub fn of_run(&self, cluster: &str, layer: &ResolvedLayer, run: &Run) -> Result<Cost, Error> {
+        let activity = Activity::mean(run.steps.iter().map(|played| &played.decided.step));
         let price = self.of(cluster)?.per_gpu_hour;
-        Ok(Cost::new(gpus, tokens, activity, price, &self.list.power))
+        let (gpus, tokens) = (layer.world_size, layer.tokens());
+        Ok(Cost::new(gpus, tokens, &activity, price, &self.list.power))
     }
 }

@@ -139,6 +139,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 args.scenario,
                 args.strategy.into_iter().collect(),
             );
+            given.flags.economy = args.economy;
             given.flags.report = args.report;
             given.flags.export = args.export;
             if given.export().export.is_some() {
@@ -151,6 +152,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
         }
         Some(Command::Compare(args)) => {
             take(&mut given, args.scenario, args.strategy);
+            given.flags.economy = args.economy;
             given.flags.report = args.report;
             given.flags.ladder = args.ladder;
             job(Job::Compare, given, &mut session)?

@@ -4,6 +4,7 @@ use crate::play::Run;
 use crate::routing::RoutingSource;
 use moeplan_sim::compile::Plan;
 use moeplan_sim::cost::provenance::Provenance;
+use moeplan_sim::economy::Cost;
 use moeplan_sim::ir::Stage;
 use moeplan_sim::policy::Decided;
 use moeplan_sim::simulate::Step;
@@ -56,6 +57,9 @@ pub struct RunSummary {
     pub provenance: Vec<(&'static str, String)>,
     /// Number of steps.
     pub steps: usize,
+    /// Money and energy, where asked for.
+    #[serde(flatten)]
+    pub cost: Option<Cost>,
     /// Every step, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_step: Option<Vec<StepRow>>,
@@ -204,6 +208,7 @@ impl RunSummary {
             regret_ns,
             provenance,
             steps: steps.len(),
+            cost: None,
             per_step: per_step.then(|| run.steps.iter().map(step_row).collect()),
         })
     }

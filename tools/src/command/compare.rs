@@ -1,5 +1,6 @@
 //! `simulate`, `compare` and the main job: strategies over steps of routing.
 
+use crate::economy::Prices;
 use crate::error::{Error, Exit};
 use crate::output::{Answer, comparison};
 use crate::play::{Plays, play};
@@ -11,6 +12,7 @@ use crate::settings::Study;
 use crate::summary::RunSummary;
 use moeplan_sim::spec::Strategy;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// What is shown, and under which name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,14 +92,24 @@ pub fn run(
         ));
     }
     let per_step = resolved.study.report.per_step;
-    let runs: Vec<RunSummary> = plays
-        .runs
-        .iter()
-        .filter_map(|run| {
-            let memory = resolved.hardware.memory_bytes();
-            RunSummary::new(run, resolved.layer(0), memory, &resolved.routing, per_step)
-        })
-        .collect();
+    let economy = &resolved.study.economy;
+    let prices = (!economy.is_empty())
+        .then(|| Prices::read(economy, Path::new("")))
+        .transpose()?;
+    let mut runs: Vec<RunSummary> = Vec::new();
+    for run in &plays.runs {
+        let memory = resolved.hardware.memory_bytes();
+        let layer = resolved.layer(0);
+        let Some(mut summary) = RunSummary::new(run, layer, memory, &resolved.routing, per_step)
+        else {
+            continue;
+        };
+        summary.cost = prices
+            .as_ref()
+            .map(|prices| prices.of_run(&resolved.hardware.name, layer, run))
+            .transpose()?;
+        runs.push(summary);
+    }
     let first = runs.first().map_or(0, |run| run.step_time_ns);
     let speedup: Vec<f64> = runs
         .iter()
@@ -110,7 +122,8 @@ pub fn run(
     } else {
         Exit::Done
     };
-    let text = text(resolved, &runs, &speedup, &plays);
+    let currency = prices.as_ref().map(Prices::currency);
+    let text = text(resolved, &runs, &speedup, currency, &plays);
     let answer = Answer {
         command: job.name(),
         settings: settings(resolved)?,
@@ -129,10 +142,16 @@ pub fn run(
     Ok((answer, exit))
 }
 
-fn text(resolved: &Resolved, runs: &[RunSummary], speedup: &[f64], plays: &Plays) -> String {
+fn text(
+    resolved: &Resolved,
+    runs: &[RunSummary],
+    speedup: &[f64],
+    currency: Option<&str>,
+    plays: &Plays,
+) -> String {
     let mut text = comparison::heading(resolved);
     text.push('\n');
-    text += &comparison::table(runs, speedup);
+    text += &comparison::table(runs, speedup, currency);
     text += &comparison::per_step(runs);
     let reading = comparison::reading(runs);
     if !reading.is_empty() {

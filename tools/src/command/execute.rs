@@ -304,7 +304,7 @@ fn summed(
 fn text(resolved: &Resolved, runs: &[RunSummary], spread: &[Spread]) -> String {
     let mut text = comparison::heading(resolved);
     text.push('\n');
-    text += &comparison::table(runs, &vec![1.0; runs.len()]);
+    text += &comparison::table(runs, &vec![1.0; runs.len()], None);
     text += &comparison::per_step(runs);
     for spread in spread {
         text += &format!(

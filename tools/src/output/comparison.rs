@@ -5,6 +5,7 @@ use super::numbers::{bytes, count, percent, three, time, times};
 use super::table::{Grid, paragraph};
 use crate::resolve::Resolved;
 use crate::summary::RunSummary;
+use moeplan_sim::economy::Cost;
 use moeplan_sim::spec::{Experts, Phase};
 
 /// What a table is about, in two or three lines.
@@ -73,8 +74,9 @@ fn mark(run: &RunSummary, figure: &str) -> &'static str {
         .map_or(" ", |(_, mark, _)| mark)
 }
 
-/// The table of `runs`, speed-up over the first, with what the marks mean below.
-pub fn table(runs: &[RunSummary], speedup: &[f64]) -> String {
+/// The table of `runs`, speed-up over the first, with what the marks mean below; with money and energy where
+/// a currency says that they were asked for.
+pub fn table(runs: &[RunSummary], speedup: &[f64], currency: Option<&str>) -> String {
     let titles = runs.iter().map(|run| run.strategy.clone());
     let mut grid = Grid::new(std::iter::once(String::new()).chain(titles));
     let mut row = |label: &str, cell: &dyn Fn(usize, &RunSummary) -> String| {
@@ -145,6 +147,20 @@ pub fn table(runs: &[RunSummary], speedup: &[f64]) -> String {
             Some(_) | None => "fits".into(),
         })
     });
+    if let Some(currency) = currency {
+        let figure = |run: &RunSummary, of: &dyn Fn(&Cost) -> f64| {
+            plain(run.cost.as_ref().map_or("-".into(), |cost| three(of(cost))))
+        };
+        row(&format!("{currency} an hour"), &|_, run| {
+            figure(run, &|cost| cost.cost_per_hour)
+        });
+        row(&format!("{currency} for 10^9 tokens"), &|_, run| {
+            figure(run, &|cost| cost.cost_per_billion_tokens)
+        });
+        row("joules a token", &|_, run| {
+            figure(run, &|cost| cost.joules_per_token)
+        });
+    }
     row("chosen: r", &|_, run| {
         plain(run.chosen.adaptive_r.to_string())
     });

@@ -9,7 +9,7 @@ use crate::error::{Error, Place};
 use crate::presets;
 use crate::routing::{Kept, RoutingSource};
 use crate::settings::{
-    ExportSettings, LayerSettings, RoutingSettings, StrategySettings, Study, TopK,
+    EconomySettings, ExportSettings, LayerSettings, RoutingSettings, StrategySettings, Study, TopK,
 };
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::gemm_table::GemmTable;
@@ -196,6 +196,13 @@ impl Given {
         Error::input(self.place(tables, layer, error.field), message)
     }
 
+    /// What GPUs cost; a price list is named from where the program runs.
+    pub fn economy(&self) -> EconomySettings {
+        let mut file = self.file.economy.clone();
+        file.price_list = file.price_list.map(|path| self.beside(&path));
+        self.flags.economy.over(&file)
+    }
+
     /// The seed in force.
     pub fn seed(&self) -> u64 {
         self.flags.seed.or(self.file.seed).unwrap_or(0)
@@ -293,6 +300,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     study.cluster.gpus = Some(gpus);
     study.cluster.gpus_per_node = Some(gpus_per_node);
     study.prices.gemm_table = gemm_table(given);
+    study.economy = given.economy();
     study.execute = flags.execute.over(&file.execute);
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;

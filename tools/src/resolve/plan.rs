@@ -135,12 +135,8 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         Err(Error::input(given.place(&["plan"], None, field), message))
     };
     check_limits(given, &plan)?;
-    let economy = flags.economy.over(&file.economy);
-    let folder = match flags.economy.price_list {
-        Some(_) => std::path::Path::new(""),
-        None => given.folder(),
-    };
-    let prices = Prices::read(&economy, folder)?;
+    let economy = given.economy();
+    let prices = Prices::read(&economy, std::path::Path::new(""))?;
     let gemm_table = super::gemm_table(given);
     let clusters = clusters(given, &plan, &prices, gemm_table.as_deref())?;
     let model = planned(given, &plan)?;

@@ -9,7 +9,6 @@ use crate::resolve::{Given, Planned, resolve};
 use crate::session::{Session, Streams};
 use crate::settings::OutputSettings;
 use crate::summary::RunSummary;
-use moeplan_sim::economy::Activity;
 use moeplan_sim::spec::Strategy;
 use serde_json::Value as Json;
 use std::io;
@@ -72,13 +71,7 @@ fn simulate(sweep: &Sweep, index: usize) -> Result<Vec<Outcome>, Error> {
         let Some(summary) = RunSummary::new(run, layer, memory, &resolved.routing, false) else {
             continue;
         };
-        let activity = Activity::mean(run.steps.iter().map(|played| &played.decided.step));
-        let cost = prices.cost(
-            &resolved.hardware.name,
-            layer.world_size,
-            layer.tokens(),
-            &activity,
-        )?;
+        let cost = prices.of_run(&resolved.hardware.name, layer, run)?;
         outcomes.push(Outcome::Done(Box::new(summary), cost));
     }
     Ok(outcomes)
