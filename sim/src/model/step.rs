@@ -10,7 +10,7 @@ use crate::hardware::Hardware;
 use crate::ir::{Lifetime, Program};
 use crate::policy::{best, candidates};
 use crate::simulate::{Scenario, StageTime, exposed, peak_memory, stage_times};
-use crate::spec::{Experts, LayerSpec, Phase, SpecError, Strategy};
+use crate::spec::{Experts, Gate, LayerSpec, Phase, SpecError, Strategy};
 use crate::units::Time;
 
 /// How the feed-forwards that a model has experts in are run.
@@ -188,6 +188,7 @@ fn moe_runs(run_of: &ModelRun<'_>, strategy: &Strategy) -> Result<Vec<(Moe, MoeR
             top_k: moe.top_k,
             capacity_factor: x,
             dtype: moe.dtype,
+            gate: Gate::Linear,
         }
         .resolve(run_of.gpus)?;
         let load = Load::new(&layer, x, strategy.padding, &Routing::Balanced);
