@@ -11,8 +11,8 @@ pub use expert::{
     SavedRun,
 };
 pub use gate::{
-    GateChosen, GateGradient, GateSoftmax, GateTopK, Normalize, NormalizeGradient, SLOT_TILE, SlotAssign, SlotCount, SlotPlaces,
-    SlotScan, slot_tiles,
+    GateChosen, GateGradient, GateSoftmax, GateTopK, Normalize, NormalizeGradient, SLOT_TILE,
+    SlotAssign, SlotCount, SlotPlaces, SlotScan, slot_tiles,
 };
 pub use tokens::{
     Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ScoreGradient,

@@ -199,7 +199,9 @@ impl ResolvedLayer {
 
     /// Weights of the gate, which every GPU holds.
     pub fn gate_weights(&self) -> u64 {
-        self.spec.gate.weights(self.spec.model_dim, self.gate_experts)
+        self.spec
+            .gate
+            .weights(self.spec.model_dim, self.gate_experts)
     }
 
     /// Valid values of the adaptive parallelism parameter r: 0 and the divisors of W/E

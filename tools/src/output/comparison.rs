@@ -51,7 +51,8 @@ pub fn layer_line(resolved: &Resolved) -> String {
         spec.dtype,
         match spec.gate {
             Gate::Linear => String::new(),
-            Gate::Cosine { projection_dim } => format!(", cosine gate of {projection_dim} channels"),
+            Gate::Cosine { projection_dim } =>
+                format!(", cosine gate of {projection_dim} channels"),
         },
         match resolved.phase {
             Phase::Forward => "forward only",
