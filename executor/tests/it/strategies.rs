@@ -157,8 +157,9 @@ proptest! {
 
     /// All plans of one step agree with each other to 1e-6 of the norm.
     #[test]
-    fn plans_agree_with_each_other(seed in 0_u64..1000, r in 0_usize..4, degree in prop::sample::select(vec![1_u64, 2, 4]), dense: bool) {
-        let layer = layer(16, 12, (16, 32), 4, 2, 1.0);
+    fn plans_agree_with_each_other(seed in 0_u64..1000, r in 0_usize..4, degree in prop::sample::select(vec![1_u64, 2, 4]), dense: bool, cosine_gate: bool) {
+        let linear = layer(16, 12, (16, 32), 4, 2, 1.0);
+        let layer = if cosine_gate { cosine(linear, 8) } else { linear };
         let inputs = Inputs::random(&layer, seed, Routing::Gate);
         let mut backend = Cpu::new();
         let base = run(&layer, 8, plan(), &inputs, &mut backend).unwrap().ran;
