@@ -17,7 +17,7 @@ use moeplan_sim::cost::moe_table::{PowerLawFfn, read_moe_ffn_rows};
 use moeplan_sim::cost::provenance::{Estimate, Provenance};
 use moeplan_sim::hardware::Hardware;
 use moeplan_sim::ir::{OpKind, Pass, PerRank, Work};
-use moeplan_sim::spec::{DType, Encode, Experts, LayerSpec};
+use moeplan_sim::spec::{DType, Encode, Experts, Gate, LayerSpec};
 use moeplan_sim::units::Time;
 use serde_json::{Map, Value, json};
 use std::fs::File;
