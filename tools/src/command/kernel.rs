@@ -414,6 +414,7 @@ fn copy(
         top_k: settings.top_k.unwrap_or(2),
         capacity_factor: settings.capacity_factor.unwrap_or(1.0),
         dtype: settings.dtype.unwrap_or(DType::Tf32),
+        gate: Gate::Linear,
     };
     // What a GPU encodes does not depend on how many hold the experts.
     let layer = spec.resolve(1).map_err(|error| match refused(&error) {
