@@ -13,7 +13,7 @@ use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing as Routed, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::{OpKind, Pass, Program};
-use moeplan_sim::spec::{AllToAll, DType, Encode, Experts, LayerSpec, Phase, ResolvedLayer};
+use moeplan_sim::spec::{AllToAll, DType, Encode, Experts, Gate, LayerSpec, Phase, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use ndarray::Array2;
 use std::hint::black_box;
@@ -41,6 +41,7 @@ impl Bench {
             top_k: 2,
             capacity_factor: 1.0,
             dtype: DType::Fp32,
+            gate: Gate::Linear,
         };
         let layer = spec.resolve(ranks).expect("a layer that resolves");
         let inputs = Inputs::random(&layer, 0, Routed::Gate);

@@ -2,10 +2,13 @@
 
 use crate::ExecError;
 use crate::number::rounded;
-use moeplan_sim::spec::{DType, ResolvedLayer};
+use moeplan_sim::spec::{DType, Gate, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// What a cosine gate's temperature starts from in the authors' code: ln 2.
+const TEMPERATURE: f32 = std::f32::consts::LN_2;
 
 /// Weights of one expert, row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +40,7 @@ pub struct Inputs {
     pub tokens: Vec<Vec<f32>>,
     /// (T, D) a rank: the gradient of the loss with respect to the output.
     pub output_gradient: Vec<Vec<f32>>,
-    /// (D, E), the same on every rank.
+    /// The same on every rank: (D, E), or of a cosine gate projection (D, P), experts (P, E) and temperature.
     pub gate: Vec<f32>,
     /// All E experts.
     pub experts: Vec<ExpertWeights>,
@@ -85,7 +88,15 @@ impl Inputs {
         Inputs {
             tokens: of_ranks(0),
             output_gradient: of_ranks(1),
-            gate: near(2, 0, d * experts as usize, d),
+            gate: match layer.spec.gate {
+                Gate::Linear => near(2, 0, d * experts as usize, d),
+                Gate::Cosine { projection_dim } => {
+                    let p = projection_dim as usize;
+                    let projection = near(2, 0, d * p, d);
+                    let of_experts = near(8, 0, p * experts as usize, p);
+                    [projection, of_experts, vec![TEMPERATURE]].concat()
+                }
+            },
             experts: (0..experts)
                 .map(|expert| ExpertWeights {
                     up: near(3, expert, d * h, d),
@@ -169,7 +180,7 @@ impl Inputs {
             let name = format!("output gradient of rank {rank}");
             numbers(&name, &self.output_gradient[rank], t * d)?;
         }
-        numbers("gate weight", &self.gate, d * experts)?;
+        numbers("gate weight", &self.gate, layer.gate_weights() as usize)?;
         if !self.gate_noise.is_empty() {
             count("gate noise, ranks", self.gate_noise.len(), world)?;
         }

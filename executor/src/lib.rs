@@ -9,6 +9,7 @@
 pub mod assign;
 pub mod audit;
 pub mod backend;
+mod cosine;
 pub mod cpu;
 pub mod cuda;
 mod error;
@@ -21,5 +22,6 @@ pub mod slices;
 pub mod task;
 
 pub use backend::{Backend, Executed, Job, Ran, RankOutputs, execute, tokens_of_step};
+pub use cosine::CosineLayout;
 pub use error::ExecError;
 pub use inputs::{ExpertWeights, Inputs, Routing};

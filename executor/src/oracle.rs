@@ -2,7 +2,7 @@
 //! one token and one expert at a time, no buffers, no ranks but as owners of tokens.
 
 use crate::inputs::{ExpertWeights, Inputs, Routing};
-use moeplan_sim::spec::ResolvedLayer;
+use moeplan_sim::spec::{Gate, ResolvedLayer};
 
 /// What the layer gives in FP64; gradients are those of
 /// `sum(output · output_gradient) + balance_weight · balance_loss`, over all ranks.
@@ -20,7 +20,7 @@ pub struct Oracle {
     pub balance_loss: Vec<f64>,
     /// (T, D) a rank.
     pub token_gradient: Vec<Vec<f64>>,
-    /// (D, E) a rank: gate weights are copies that data parallelism sums elsewhere.
+    /// As the gate weights, a rank: they are copies that data parallelism sums elsewhere.
     pub gate_gradient: Vec<Vec<f64>>,
     /// Each expert's W1 (D,H), b1, W2 (H,D), b2.
     pub expert_gradients: Vec<[Vec<f64>; 4]>,
@@ -52,8 +52,73 @@ pub struct CosineGradient {
     pub temperature: f64,
 }
 
+/// Length of a vector, as PyTorch's `normalize` divides by it.
 fn norm(values: &[f64]) -> f64 {
-    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+    let squares: f64 = values.iter().map(|value| value * value).sum();
+    squares.sqrt().max(1e-12)
+}
+
+/// The weights of a gate.
+#[derive(Debug, Clone, PartialEq)]
+enum GateWeights {
+    /// (D, E).
+    Linear(Vec<f64>),
+    Cosine(CosineGate),
+}
+
+impl GateWeights {
+    fn new(layer: &ResolvedLayer, weights: &[f32]) -> GateWeights {
+        let weights = wide(weights);
+        match layer.spec.gate {
+            Gate::Linear => GateWeights::Linear(weights),
+            Gate::Cosine { projection_dim } => {
+                let projection = (layer.spec.model_dim * projection_dim) as usize;
+                let last = weights.len() - 1;
+                GateWeights::Cosine(CosineGate {
+                    channels: projection_dim as usize,
+                    projection: weights[..projection].to_vec(),
+                    experts: weights[projection..last].to_vec(),
+                    temperature: weights[last],
+                })
+            }
+        }
+    }
+
+    fn logits(&self, token: &[f64]) -> Vec<f64> {
+        match self {
+            GateWeights::Cosine(gate) => gate.logits(token),
+            GateWeights::Linear(weight) => {
+                let experts = weight.len() / token.len();
+                let logit = |e: usize| -> f64 {
+                    let terms = token.iter().enumerate();
+                    terms.map(|(d, x)| x * weight[d * experts + e]).sum()
+                };
+                (0..experts).map(logit).collect()
+            }
+        }
+    }
+
+    /// Adds the gradients of `sum(logits · upstream)` to those of the token and the weights.
+    fn backward(&self, token: &[f64], upstream: &[f64], dx: &mut [f64], into: &mut [f64]) {
+        let (by_token, by_weights) = match self {
+            GateWeights::Cosine(gate) => {
+                let by = gate.gradient(token, upstream);
+                let weights = [by.projection, by.experts, vec![by.temperature]].concat();
+                (by.token, weights)
+            }
+            GateWeights::Linear(weight) => {
+                let rows = weight.chunks(upstream.len());
+                let product = |row: &[f64]| row.iter().zip(upstream).map(|(w, g)| w * g).sum();
+                let outer = token
+                    .iter()
+                    .flat_map(|x| upstream.iter().map(move |g| x * g));
+                (rows.map(product).collect(), outer.collect())
+            }
+        };
+        dx.iter_mut().zip(&by_token).for_each(|(sum, g)| *sum += g);
+        let sums = into.iter_mut().zip(&by_weights);
+        sums.for_each(|(sum, g)| *sum += g);
+    }
 }
 
 impl CosineGate {
@@ -252,7 +317,7 @@ pub fn layer(layer: &ResolvedLayer, inputs: &Inputs, limit: usize) -> Oracle {
     );
     let (e, k) = (layer.num_experts as usize, layer.spec.top_k as usize);
     let experts: Vec<Expert> = inputs.experts.iter().map(Expert::new).collect();
-    let gate = wide(&inputs.gate);
+    let gate = GateWeights::new(layer, &inputs.gate);
     let zero = || {
         [
             vec![0.0; d * h],
@@ -280,11 +345,12 @@ pub fn layer(layer: &ResolvedLayer, inputs: &Inputs, limit: usize) -> Oracle {
             .iter()
             .enumerate()
             .map(|(token, x)| {
-                let logit = |e_: usize| {
-                    let sum: f64 = (0..d).map(|i| x[i] * gate[i * e + e_]).sum();
-                    sum + noise.as_ref().map_or(0.0, |noise| noise[token * e + e_])
-                };
-                softmax(&(0..e).map(logit).collect::<Vec<f64>>())
+                let mut logits = gate.logits(x);
+                if let Some(noise) = &noise {
+                    let of_token = &noise[token * e..(token + 1) * e];
+                    logits.iter_mut().zip(of_token).for_each(|(l, n)| *l += n);
+                }
+                softmax(&logits)
             })
             .collect();
         let (ids, recorded): (Vec<Vec<usize>>, Option<Vec<f64>>) = match &inputs.routing {
@@ -322,7 +388,7 @@ pub fn layer(layer: &ResolvedLayer, inputs: &Inputs, limit: usize) -> Oracle {
 
         let mut output = Vec::with_capacity(t * d);
         let mut token_gradient = Vec::with_capacity(t * d);
-        let mut gate_gradient = vec![0.0; d * e];
+        let mut gate_gradient = vec![0.0; inputs.gate.len()];
         for token in 0..t {
             let (x, dy) = (&tokens[token], &upstream[token]);
             let mut y = vec![0.0; d];
@@ -359,13 +425,9 @@ pub fn layer(layer: &ResolvedLayer, inputs: &Inputs, limit: usize) -> Oracle {
                 }
             }
             let inner: f64 = p.iter().zip(&by_probability).map(|(p, g)| p * g).sum();
-            for e_ in 0..e {
-                let by_logit = p[e_] * (by_probability[e_] - inner);
-                for i in 0..d {
-                    gate_gradient[i * e + e_] += x[i] * by_logit;
-                    dx[i] += gate[i * e + e_] * by_logit;
-                }
-            }
+            let by_logit = p.iter().zip(&by_probability);
+            let by_logit: Vec<f64> = by_logit.map(|(p, by)| p * (by - inner)).collect();
+            gate.backward(x, &by_logit, &mut dx, &mut gate_gradient);
             output.extend(y);
             token_gradient.extend(dx);
         }

@@ -1,6 +1,7 @@
 //! What a rank does for one operation, with every address worked out: the launches that backends
 //! implement. Offsets and sizes are in elements of 4 bytes, rows in rows of `width` elements.
 
+use crate::cosine::CosineLayout;
 use crate::lower::SlotMap;
 use moeplan_sim::ir::BufferId;
 use std::sync::Arc;
@@ -113,10 +114,12 @@ pub enum Task {
     Gate {
         /// (T, D).
         tokens: BufferId,
-        /// (D, E).
+        /// (D, E), or the parts of a cosine gate.
         weight: BufferId,
         /// (T, E).
         scores: BufferId,
+        /// Of a cosine gate: where it leaves directions.
+        cosine: Option<(CosineLayout, BufferId)>,
     },
     /// Gradients of choices (T, k) to those of the gate weight and, added, of the tokens.
     GateGradient {
@@ -126,12 +129,14 @@ pub enum Task {
         scores: BufferId,
         /// (T, D).
         tokens: BufferId,
-        /// (D, E).
+        /// (D, E), or the parts of a cosine gate.
         weight: BufferId,
         /// (T, D), added to.
         token_gradient: BufferId,
-        /// (D, E).
+        /// As the weight.
         weight_gradient: BufferId,
+        /// Of a cosine gate: its directions, and as much to work in.
+        cosine: Option<(CosineLayout, [BufferId; 2])>,
     },
     /// Maximum of the largest expert count over all ranks.
     CapacitySync,
@@ -314,7 +319,11 @@ impl Task {
                 tokens,
                 weight,
                 scores,
-            } => vec![*tokens, *weight, *scores],
+                cosine,
+            } => with(
+                &[*tokens, *weight, *scores],
+                cosine.map(|(_, buffer)| buffer).as_slice(),
+            ),
             Task::GateGradient {
                 choices,
                 scores,
@@ -322,14 +331,14 @@ impl Task {
                 weight,
                 token_gradient,
                 weight_gradient,
-            } => vec![
-                *choices,
-                *scores,
-                *tokens,
-                *weight,
-                *token_gradient,
-                *weight_gradient,
-            ],
+                cosine,
+            } => {
+                let given = [*choices, *scores, *tokens, *weight];
+                let gradients = [*token_gradient, *weight_gradient];
+                let directions = cosine.map(|(_, buffers)| buffers);
+                let directions = directions.as_ref().map_or(&[][..], |buffers| buffers);
+                [&given[..], &gradients, directions].concat()
+            }
             Task::CapacitySync => Vec::new(),
             Task::Scatter {
                 source: one, slots, ..

@@ -134,6 +134,13 @@ modules! {
         /// From chosen scores to logits.
         GateGradient = "gate_gradient",
     }
+    /// Vectors of a cosine gate.
+    Normalize = "normalize", true {
+        /// To a given length.
+        Normalize = "normalize",
+        /// Its backward.
+        NormalizeGradient = "normalize_gradient",
+    }
     /// Slot locations by scan.
     Slots = "slots", true {
         /// Copies of each expert in each tile.

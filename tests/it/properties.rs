@@ -7,7 +7,7 @@ use moeplan_sim::ir::{Lifetime, OpKind, Pass, PerRank, Program, Stage, Traffic};
 use moeplan_sim::policy::{Runner, best, candidates};
 use moeplan_sim::simulate::Trace;
 use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Policy, ResolvedLayer,
+    AllToAll, DType, Encode, Experts, Gate, LayerSpec, Layout, Padding, Policy, ResolvedLayer,
     Strategy as LayerStrategy,
 };
 use moeplan_sim::units::Time;
@@ -51,6 +51,7 @@ fn layers() -> impl Strategy<Value = (u64, LayerSpec)> {
         1u64..=8,
         select(vec![64u64, 512]),
         select(DType::ALL.to_vec()),
+        select(vec![Gate::Linear, Gate::Cosine { projection_dim: 48 }]),
     );
     let routed = (
         1u64..=700,
@@ -67,6 +68,7 @@ fn layers() -> impl Strategy<Value = (u64, LayerSpec)> {
             top_k: routed.2.min((experts * world_size as f64) as u32),
             capacity_factor: routed.3,
             dtype: dims.3,
+            gate: dims.4,
         };
         (world_size, spec)
     })

@@ -8,7 +8,7 @@ use moeplan_sim::compile::{Load, Plan, Routing};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::hardware::{Hardware, PRESETS, builtin};
 use moeplan_sim::simulate::{Scenario, Trace, simulate_step};
-use moeplan_sim::spec::{DType, Experts, LayerSpec, Padding, Phase, ResolvedLayer, Strategy};
+use moeplan_sim::spec::{DType, Experts, Gate, LayerSpec, Padding, Phase, ResolvedLayer, Strategy};
 use moeplan_traces::{RoutingSpec, RoutingStep, Shape};
 
 /// A kind of cluster with its prices.
@@ -83,6 +83,7 @@ pub fn small_layer(experts: Experts) -> LayerSpec {
         top_k: 2,
         capacity_factor: 1.0,
         dtype: DType::Fp16,
+        gate: Gate::Linear,
     }
 }
 

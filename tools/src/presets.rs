@@ -1,6 +1,6 @@
 //! Layers known by name.
 
-use moeplan_sim::spec::{DType, Experts, LayerSpec};
+use moeplan_sim::spec::{DType, Experts, Gate, LayerSpec};
 
 /// A layer with its source.
 #[derive(Debug, Clone)]
@@ -44,6 +44,7 @@ pub fn layers() -> Vec<LayerPreset> {
                 top_k: 1,
                 capacity_factor: 1.0,
                 dtype: DType::Fp16,
+                gate: Gate::Linear,
             },
         },
     ]

@@ -26,34 +26,41 @@ pub(super) struct Forced<'a> {
 /// Matrices of a gate lie in slices of their own: the buffer is not looked at.
 const OWN: BufferId = BufferId(0);
 
-/// Probabilities (T, E) of `tokens` (T, D) under `weight` (D, E), with noise (T, E), if any, added to the logits.
-pub(super) fn probabilities(
+/// A product of row-major matrices (m, k) and (k, n), stored transposed where said so.
+pub(super) fn product(shape: [usize; 3], transposed: [bool; 2], accumulate: bool) -> Gemm {
+    let [m, n, k] = shape;
+    let matrix = |rows, columns, transposed| match transposed {
+        false => Matrix::rows(OWN, 0, columns),
+        true => Matrix::rows(OWN, 0, rows).transposed(),
+    };
+    Gemm {
+        m,
+        n,
+        k,
+        a: matrix(m, k, transposed[0]),
+        b: matrix(k, n, transposed[1]),
+        c: Matrix::rows(OWN, 0, n),
+        accumulate,
+    }
+}
+
+/// Logits (T, E) of `tokens` (T, D) under `weight` (D, E).
+pub(super) fn logits(
     shape: GateShape,
     tokens: &[f32],
     weight: &[f32],
-    noise: Option<&[f32]>,
-    scores: &mut [f32],
+    logits: &mut [f32],
 ) -> Result<(), ExecError> {
-    let GateShape {
-        tokens: t,
-        model_dim: d,
-        experts: e,
-        ..
-    } = shape;
-    let logits = Gemm {
-        m: t,
-        n: e,
-        k: d,
-        a: Matrix::rows(OWN, 0, d),
-        b: Matrix::rows(OWN, 0, e),
-        c: Matrix::rows(OWN, 0, e),
-        accumulate: false,
-    };
-    gemm::run(&logits, tokens, weight, scores)?;
+    let shape = [shape.tokens, shape.experts, shape.model_dim];
+    gemm::run(&product(shape, [false; 2], false), tokens, weight, logits)
+}
+
+/// Logits (T, E), with noise (T, E), if any, added, to probabilities.
+pub(super) fn softmax(shape: GateShape, noise: Option<&[f32]>, scores: &mut [f32]) {
     for (logit, noise) in scores.iter_mut().zip(noise.unwrap_or_default()) {
         *logit += noise;
     }
-    for row in scores.chunks_exact_mut(e) {
+    for row in scores.chunks_exact_mut(shape.experts) {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut sum = 0.0;
         for value in row.iter_mut() {
@@ -62,7 +69,6 @@ pub(super) fn probabilities(
         }
         row.iter_mut().for_each(|value| *value /= sum);
     }
-    Ok(())
 }
 
 /// The `top_k` experts of every token, best first, ties by id.
@@ -146,52 +152,32 @@ pub(super) fn balance(shape: GateShape, scores: &[f32], ids: &[u32]) -> (f32, Ve
     (loss, gradient)
 }
 
-/// Buffers of the gate's gradient.
-#[derive(Debug)]
-pub(super) struct GateGradient<'a> {
-    /// (T, k): of the factors.
-    pub(super) choices: &'a [f32],
-    /// (T, E).
-    pub(super) scores: &'a [f32],
-    /// (T, D).
-    pub(super) tokens: &'a [f32],
-    /// (D, E).
-    pub(super) weight: &'a [f32],
-    /// (T, D), added to.
-    pub(super) token_gradient: &'a mut [f32],
-    /// (D, E).
-    pub(super) weight_gradient: &'a mut [f32],
-}
-
-/// Gradients of gate weight and tokens. `constant` factors were recorded and get none.
-pub(super) fn gradient(
+/// Gradient (T, E) of the logits, from `choices` (T, k), that of the factors. `constant` factors were recorded and get
+/// none.
+pub(super) fn logits_gradient(
     shape: GateShape,
     assignment: &Assignment,
     constant: bool,
     balance_weight: f32,
-    buffers: GateGradient<'_>,
-) -> Result<(), ExecError> {
+    choices: &[f32],
+    scores: &[f32],
+) -> Vec<f32> {
     let GateShape {
         tokens: t,
-        model_dim: d,
         experts: e,
         top_k: k,
+        ..
     } = shape;
-    let (_, balance) = balance(shape, buffers.scores, &assignment.ids);
+    let (_, balance) = balance(shape, scores, &assignment.ids);
     let mut logits = vec![0.0; t * e];
-    let rows = logits
-        .chunks_exact_mut(e)
-        .zip(buffers.scores.chunks_exact(e));
+    let rows = logits.chunks_exact_mut(e).zip(scores.chunks_exact(e));
     for (token, (row, scores)) in rows.enumerate() {
         for (value, factor) in row.iter_mut().zip(&balance) {
             *value = balance_weight * factor;
         }
         if !constant {
             let copies = token * k..(token + 1) * k;
-            let (ids, by_factor) = (
-                &assignment.ids[copies.clone()],
-                &buffers.choices[copies.clone()],
-            );
+            let (ids, by_factor) = (&assignment.ids[copies.clone()], &choices[copies.clone()]);
             let factors = &assignment.scores[copies];
             if k > 1 {
                 // factor_j = p_j / sum p: d p_j = (d factor_j - sum_i factor_i d factor_i) / sum p.
@@ -210,25 +196,37 @@ pub(super) fn gradient(
             *value = p * (*value - mean);
         }
     }
-    let logit_rows = Matrix::rows(OWN, 0, e);
-    let tokens = Gemm {
-        m: t,
-        n: d,
-        k: e,
-        a: logit_rows,
-        b: Matrix::rows(OWN, 0, e).transposed(),
-        c: Matrix::rows(OWN, 0, d),
-        accumulate: true,
-    };
-    gemm::run(&tokens, &logits, buffers.weight, buffers.token_gradient)?;
-    let weight = Gemm {
-        m: d,
-        n: e,
-        k: t,
-        a: Matrix::rows(OWN, 0, d).transposed(),
-        b: logit_rows,
-        c: Matrix::rows(OWN, 0, e),
-        accumulate: false,
-    };
-    gemm::run(&weight, buffers.tokens, &logits, buffers.weight_gradient)
+    logits
+}
+
+/// Buffers that the gradient of the logits goes to.
+#[derive(Debug)]
+pub(super) struct Backward<'a> {
+    /// (T, D).
+    pub(super) tokens: &'a [f32],
+    /// Of the gate.
+    pub(super) weight: &'a [f32],
+    /// (T, D), added to.
+    pub(super) token_gradient: &'a mut [f32],
+    /// As the weight.
+    pub(super) weight_gradient: &'a mut [f32],
+}
+
+/// Gradients of weight (D, E) and tokens of a linear gate, from that of the logits (T, E).
+pub(super) fn gradient(
+    shape: GateShape,
+    by_logits: &[f32],
+    backward: Backward<'_>,
+) -> Result<(), ExecError> {
+    let (t, d, e) = (shape.tokens, shape.model_dim, shape.experts);
+    let Backward {
+        tokens,
+        weight,
+        token_gradient,
+        weight_gradient,
+    } = backward;
+    let to_tokens = product([t, d, e], [false, true], true);
+    gemm::run(&to_tokens, by_logits, weight, token_gradient)?;
+    let to_weight = product([d, e, t], [true, false], false);
+    gemm::run(&to_weight, tokens, by_logits, weight_gradient)
 }

@@ -1,7 +1,8 @@
 //! One function a task, on the buffers of one rank.
 
 use super::World;
-use super::gate::{self, GateGradient};
+use super::cosine;
+use super::gate::{self, Backward};
 use super::gemm;
 use super::memory::RankMemory;
 use super::rows;
@@ -31,18 +32,25 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             tokens,
             weight,
             scores,
+            cosine,
         } => {
             let shape = world.gate_shape();
             let (x, w) = (memory.read(*tokens)?, memory.read(*weight)?);
             let mut probabilities = memory.write(*scores)?;
-            let noise = world.job.inputs.noise(rank);
-            gate::probabilities(shape, &x, &w, noise, &mut probabilities)?;
+            match cosine {
+                None => gate::logits(shape, &x, &w, &mut probabilities)?,
+                Some((layout, directions)) => {
+                    let mut directions = memory.write(*directions)?;
+                    cosine::logits(*layout, &x, &w, &mut directions, &mut probabilities)?;
+                }
+            }
+            gate::softmax(shape, world.job.inputs.noise(rank), &mut probabilities);
             let forced = world.forced(rank);
             let assignment =
                 gate::route(shape, &probabilities, forced, world.job.inputs.prioritized);
             let (loss, _) = gate::balance(shape, &probabilities, &assignment.ids);
             *world.gate_mut(rank)? = (assignment, loss);
-            Ok(flops(geometry.tokens, geometry.experts, d, 1))
+            Ok(flops(geometry.gate_flops()))
         }
         Task::GateGradient {
             choices,
@@ -51,26 +59,39 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             weight,
             token_gradient,
             weight_gradient,
+            cosine,
         } => {
             let (choices, scores) = (memory.read(*choices)?, memory.read(*scores)?);
             let (tokens, weight) = (memory.read(*tokens)?, memory.read(*weight)?);
             let mut token_gradient = memory.write(*token_gradient)?;
             let mut weight_gradient = memory.write(*weight_gradient)?;
-            let buffers = GateGradient {
-                choices: &choices,
-                scores: &scores,
+            let constant = world
+                .forced(rank)
+                .is_some_and(|forced| forced.scores.is_some());
+            let shape = world.gate_shape();
+            let by_logits = gate::logits_gradient(
+                shape,
+                &world.gate(rank)?.0,
+                constant,
+                world.job.inputs.balance_weight,
+                &choices,
+                &scores,
+            );
+            let backward = Backward {
                 tokens: &tokens,
                 weight: &weight,
                 token_gradient: &mut token_gradient,
                 weight_gradient: &mut weight_gradient,
             };
-            let constant = world
-                .forced(rank)
-                .is_some_and(|forced| forced.scores.is_some());
-            let assignment = &world.gate(rank)?.0;
-            let weight = world.job.inputs.balance_weight;
-            gate::gradient(world.gate_shape(), assignment, constant, weight, buffers)?;
-            Ok(flops(geometry.tokens, geometry.experts, d, 2))
+            match cosine {
+                None => gate::gradient(shape, &by_logits, backward)?,
+                Some((layout, [directions, scratch])) => {
+                    let directions = memory.read(*directions)?;
+                    let mut scratch = memory.write(*scratch)?;
+                    cosine::gradient(*layout, &by_logits, &directions, &mut scratch, backward)?;
+                }
+            }
+            Ok(flops(2 * geometry.gate_flops()))
         }
         Task::CapacitySync => {
             let mut largest = 0;
@@ -329,9 +350,9 @@ fn read_chunks<'a>(
     reading.collect()
 }
 
-fn flops(m: usize, n: usize, k: usize, products: u64) -> Count {
+fn flops(flops: u64) -> Count {
     Count {
-        flops: products * 2 * (m * n * k) as u64,
+        flops,
         ..Count::default()
     }
 }
@@ -360,7 +381,7 @@ fn gemms(world: &World<'_>, rank: usize, products: &[Gemm]) -> Result<Count, Exe
     for product in products {
         let (a, b) = (values(product.a.buffer), values(product.b.buffer));
         gemm::run(product, a, b, &mut result)?;
-        count += flops(product.m, product.n, product.k, 1);
+        count += flops(2 * (product.m * product.n * product.k) as u64);
     }
     Ok(count)
 }

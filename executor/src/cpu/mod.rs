@@ -1,5 +1,6 @@
 //! The CPU backend: a rank is a compute and a communication thread on shared memory.
 
+mod cosine;
 mod gate;
 mod gemm;
 mod kernels;
@@ -11,6 +12,7 @@ mod streams;
 use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
+use crate::cosine::CosineLayout;
 use crate::inputs::{Inputs, Routing};
 pub use overlap::overlap;
 
@@ -105,9 +107,18 @@ impl Backend for Cpu {
         };
         let mut ids = Vec::new();
         let mut scores = vec![0.0; shape.tokens * shape.experts];
+        let kind = layer.spec.gate;
+        let cosine = CosineLayout::new(kind, shape.tokens, shape.model_dim, shape.experts);
+        let saved = kind.saved(layer.tokens(), layer.num_experts).unwrap_or(0);
+        let mut directions = vec![0.0; saved as usize];
         for (rank, tokens) in inputs.tokens.iter().enumerate() {
-            let noise = inputs.noise(rank);
-            gate::probabilities(shape, tokens, &inputs.gate, noise, &mut scores)?;
+            match cosine {
+                None => gate::logits(shape, tokens, &inputs.gate, &mut scores)?,
+                Some(layout) => {
+                    cosine::logits(layout, tokens, &inputs.gate, &mut directions, &mut scores)?;
+                }
+            }
+            gate::softmax(shape, inputs.noise(rank), &mut scores);
             ids.extend(gate::choose(shape, &scores));
         }
         let tokens = vec![shape.tokens; inputs.tokens.len()];

@@ -46,8 +46,8 @@ pub(super) fn count(job: &Job<'_>, rank: usize, task: &Task, assignment: &Assign
     };
     let product = |m: u64, n: u64, k: u64| 2 * m * n * k;
     match task {
-        Task::Gate { .. } => flops(product(t, geometry.experts as u64, d)),
-        Task::GateGradient { .. } => flops(2 * product(t, geometry.experts as u64, d)),
+        Task::Gate { .. } => flops(geometry.gate_flops()),
+        Task::GateGradient { .. } => flops(2 * geometry.gate_flops()),
         Task::CapacitySync => Count::default(),
         Task::Scatter { slots, .. } => {
             let filled: usize = slots.rows.iter().sum();

@@ -1,8 +1,10 @@
 //! Steps of the gate: logits, softmax, choice, slots; and their backward.
 
+use super::cosine::{Cosine, Part};
 use super::memory::Extra;
 use super::plan::{Planner, Step, Steps, plain};
 use crate::ExecError;
+use crate::cosine::CosineLayout;
 use crate::inputs::Routing;
 use moeplan_kernels::{
     BiasGradient, CastFromFloat, CastToFloat, ExpertRuns, GateChosen, GateGradient, GateSoftmax,
@@ -48,11 +50,30 @@ pub(super) fn product(
     }
 }
 
+/// Logits (T, E) of `tokens` (T, D), of a linear gate of `weight` (D, E) or of a cosine gate.
+pub(super) fn logits(
+    [t, d, e]: [usize; 3],
+    cosine: Option<Cosine>,
+    [tokens, weight, scores]: [u64; 3],
+) -> Vec<Part> {
+    let addresses = [tokens, weight, scores];
+    match cosine {
+        None => vec![Part::Multiply(product(
+            [t, e, d],
+            addresses,
+            [false; 2],
+            false,
+        ))],
+        Some(gate) => gate.logits(tokens, scores).to_vec(),
+    }
+}
+
 impl Planner<'_> {
     pub(super) fn gate(
         &mut self,
         rank: usize,
         buffers: [BufferId; 3],
+        cosine: Option<(CosineLayout, BufferId)>,
         steps: &mut Steps,
     ) -> Result<(), ExecError> {
         let job = self.job;
@@ -61,13 +82,18 @@ impl Planner<'_> {
         let copies = t * k;
         let [_, weight, scores] = buffers.map(|buffer| self.at(rank, buffer));
         let tokens = self.wide_tokens(rank, buffers[0], steps)?;
-        let logits = product(
-            [t, e, geometry.model_dim],
-            [tokens, weight, scores],
-            [false; 2],
-            false,
-        );
-        self.multiply(vec![logits], self.gate, steps);
+        let cosine = cosine.map(|(layout, directions)| Cosine {
+            layout,
+            weights: weight,
+            directions: self.at(rank, directions),
+        });
+        let shape = [t, geometry.model_dim, e];
+        for part in logits(shape, cosine, [tokens, weight, scores]) {
+            match part {
+                Part::Multiply(product) => self.multiply(vec![product], self.gate, steps),
+                Part::Launch(launch) => steps.push(Step::Launch(launch)),
+            }
+        }
         if let Some(noise) = job.inputs.noise(rank) {
             let from = self.table_of_4(noise.iter().map(|value| value.to_bits()));
             steps.push(plain(&CastFromFloat {
@@ -129,25 +155,36 @@ impl Planner<'_> {
         }
         self.slots(rank, scores, steps)?;
 
-        // Column sums, for the balancing loss: one "expert" that owns all rows.
+        // For the balancing loss.
         let sums = self.extra(rank, Extra::ScoreSums, e * 4)?;
+        self.sum_columns(scores, [t, e], sums, steps);
+        Ok(())
+    }
+
+    /// Column sums of (rows, columns) fp32 numbers: one "expert" that owns all rows.
+    pub(super) fn sum_columns(
+        &mut self,
+        values: u64,
+        [rows, columns]: [usize; 2],
+        sums: u64,
+        steps: &mut Steps,
+    ) {
         let all = ExpertRuns {
             first: 0,
             runs: 1,
             gradient: 0,
         };
         steps.push(plain(&BiasGradient {
-            values: In::at(scores),
+            values: In::at(values),
             gradients: Out::at(sums),
-            runs: In::at(self.table(&[0, t as i64])),
+            runs: In::at(self.table(&[0, rows as i64])),
             experts: In::at(self.table(&ExpertRuns::table(&[all]))),
             num_experts: 1,
-            columns: e as i64,
+            columns: columns as i64,
             first_column: 0,
-            bias_columns: e as i64,
+            bias_columns: columns as i64,
             accumulate: false,
         }));
-        Ok(())
     }
 
     /// Location of every copy in its expert's queue.
@@ -204,6 +241,7 @@ impl Planner<'_> {
         rank: usize,
         reads: [BufferId; 4],
         writes: [BufferId; 2],
+        cosine: Option<(CosineLayout, [BufferId; 2])>,
         steps: &mut Steps,
     ) -> Result<(), ExecError> {
         let job = self.job;
@@ -250,6 +288,15 @@ impl Planner<'_> {
             normalize: k > 1,
         }));
         let tokens = self.wide_tokens(rank, reads[2], steps)?;
+        if let Some((layout, [directions, scratch])) = cosine {
+            let gate = Cosine {
+                layout,
+                weights: weight,
+                directions: self.at(rank, directions),
+            };
+            let gradients = [token_gradient, weight_gradient];
+            return self.cosine_gradient(rank, gate, [tokens, logits], scratch, gradients, steps);
+        }
         let to_weight = product(
             [d, e, t],
             [tokens, logits, weight_gradient],
@@ -283,7 +330,7 @@ impl Planner<'_> {
 
     /// Adds gradient (T, P) times the transpose of weight (D, P) to a gradient of tokens, by way of fp32 where that is
     /// stored in 2 bytes. What [`Self::wide_tokens`] gave is no longer valid then.
-    fn add_to_tokens(
+    pub(super) fn add_to_tokens(
         &mut self,
         rank: usize,
         [t, p]: [usize; 2],

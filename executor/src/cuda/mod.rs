@@ -5,6 +5,7 @@
 
 mod blas;
 mod compiler;
+mod cosine;
 mod count;
 mod device;
 mod gate;
@@ -17,12 +18,14 @@ mod streams;
 use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
+use crate::cosine::CosineLayout;
 use crate::inputs::Inputs;
 use crate::lower::Lowered;
 use crate::number::{from_bytes, rounded, to_bytes};
 use crate::task::Count;
 use blas::Precision;
 use compiler::Compiler;
+use cosine::{Cosine, Part};
 use device::Device;
 use memory::{Extra, Memory};
 use moeplan_kernels::{
@@ -262,7 +265,9 @@ impl Backend for Cuda {
             device.allocate(bytes)?.ok_or_else(refused)
         };
         let tokens = allocate("tokens", t * d * 4)?;
-        let weight = allocate("gate weight", d * e * 4)?;
+        let weight = allocate("gate weight", inputs.gate.len() * 4)?;
+        let saved = layer.spec.gate.saved(t as u64, e as u64).unwrap_or(1);
+        let directions = allocate("gate directions", saved as usize * 4)?;
         let scores = allocate("gate scores", t * e * 4)?;
         let experts = allocate("experts", t * k * 4)?;
         let table = allocate("product", 14 * 8)?;
@@ -271,15 +276,26 @@ impl Backend for Cuda {
         device.upload(device.address(&weight), &gate)?;
         let [x, w, s] = [&tokens, &weight, &scores].map(|slice| device.address(slice));
         let (num_tokens, num_experts, top_k) = (t as i64, e as i32, k as i32);
-        let product = gate::product([t, e, d], [x, w, s], [false; 2], false);
-        let words = [Product::table(&[product]), vec![0, 1]].concat();
-        device.upload(device.address(&table), bytemuck::cast_slice(&words))?;
-        let fallback = moeplan_kernels::Gemm {
-            products: In::at(device.address(&table)),
-            chains: In::at(device.address(&table) + 12 * 8),
-            num_chains: 1,
-            rows: num_tokens,
-            columns: e as i64,
+        let cosine = CosineLayout::new(layer.spec.gate, t, d, e).map(|layout| Cosine {
+            layout,
+            weights: w,
+            directions: device.address(&directions),
+        });
+        let multiply = |product: Product| {
+            let stream = &device.setup;
+            if let Some(blas) = &device.blas {
+                return blas.multiply(stream, &[product], precision);
+            }
+            let words = [Product::table(&[product]), vec![0, 1]].concat();
+            device.upload(device.address(&table), bytemuck::cast_slice(&words))?;
+            let fallback = moeplan_kernels::Gemm {
+                products: In::at(device.address(&table)),
+                chains: In::at(device.address(&table) + 12 * 8),
+                num_chains: 1,
+                rows: product.m,
+                columns: product.n,
+            };
+            device.launch(stream, &fallback.launch(Real::F32))
         };
         let mut ids = Vec::new();
         for (rank, tokens) in inputs.tokens.iter().enumerate() {
@@ -287,9 +303,11 @@ impl Backend for Cuda {
             let stored = rounded(layer.spec.dtype, tokens);
             device.upload(x, &to_bytes(DType::Fp32, &stored))?;
             let stream = &device.setup;
-            match &device.blas {
-                Some(blas) => blas.multiply(stream, &[product], precision)?,
-                None => device.launch(stream, &fallback.launch(Real::F32))?,
+            for part in gate::logits([t, d, e], cosine, [x, w, s]) {
+                match part {
+                    Part::Multiply(product) => multiply(product)?,
+                    Part::Launch(launch) => device.launch(stream, &launch)?,
+                }
             }
             if let Some(values) = inputs.noise(rank) {
                 let from = device.address(&noise);

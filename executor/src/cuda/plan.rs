@@ -169,7 +169,8 @@ impl Planner<'_> {
                 tokens,
                 weight,
                 scores,
-            } => self.gate(rank, [*tokens, *weight, *scores], steps)?,
+                cosine,
+            } => self.gate(rank, [*tokens, *weight, *scores], *cosine, steps)?,
             Task::GateGradient {
                 choices,
                 scores,
@@ -177,9 +178,11 @@ impl Planner<'_> {
                 weight,
                 token_gradient,
                 weight_gradient,
+                cosine,
             } => {
                 let reads = [*choices, *scores, *tokens, *weight];
-                self.gate_gradient(rank, reads, [*token_gradient, *weight_gradient], steps)?;
+                let writes = [*token_gradient, *weight_gradient];
+                self.gate_gradient(rank, reads, writes, *cosine, steps)?;
             }
             // The host compares counts: see `streams`.
             Task::CapacitySync => {}

@@ -1,6 +1,7 @@
 //! Where every row of a compiled layer lies in every buffer that holds rows.
 
 use crate::ExecError;
+use crate::cosine::CosineLayout;
 use moeplan_sim::ir::{ExpertRows, Homes, OpKind, Pass, Program, bounds_of_chunk};
 use moeplan_sim::spec::Encode;
 use moeplan_traces::RoutingStep;
@@ -53,6 +54,8 @@ pub struct Geometry {
     pub experts: usize,
     /// k.
     pub top_k: usize,
+    /// Of a cosine gate.
+    pub cosine: Option<CosineLayout>,
     /// H of a rank's slice.
     pub hidden: usize,
     /// Which rank computes what.
@@ -103,9 +106,10 @@ impl Geometry {
                     experts,
                     model_dim,
                     top_k,
+                    gate: kind,
                     ..
                 } => {
-                    gate = Some((*tokens, *experts, *model_dim, *top_k));
+                    gate = Some((*tokens, *experts, *model_dim, *top_k, *kind));
                 }
                 OpKind::Encode {
                     slots: found,
@@ -126,7 +130,7 @@ impl Geometry {
                 | OpKind::Model { .. } => {}
             }
         }
-        let (tokens, experts, model_dim, top_k) = gate.ok_or_else(|| lacks("no gate"))?;
+        let (tokens, experts, model_dim, top_k, kind) = gate.ok_or_else(|| lacks("no gate"))?;
         let (slots, encode) = slots.ok_or_else(|| lacks("no encode"))?;
         let (rows, hidden) = expert.ok_or_else(|| lacks("no expert"))?;
         let (capacity, conventional) = match rows {
@@ -152,6 +156,7 @@ impl Geometry {
             model_dim: model_dim as usize,
             experts: experts as usize,
             top_k: top_k as usize,
+            cosine: CosineLayout::new(kind, tokens as usize, model_dim as usize, experts as usize),
             hidden: hidden as usize,
             homes: placement.homes,
             adaptive_r: placement.adaptive_r as usize,
@@ -175,6 +180,15 @@ impl Geometry {
             Pass::Forward => self.forward_degree,
             Pass::Backward => self.backward_degree,
         }
+    }
+
+    /// FLOPs of the gate's products; the backward pass has two for each.
+    pub fn gate_flops(&self) -> u64 {
+        let products = match self.cosine {
+            None => self.model_dim * self.experts,
+            Some(gate) => (self.model_dim + self.experts) * gate.channels,
+        };
+        2 * (self.tokens * products) as u64
     }
 
     /// Slices of hidden channels that rows are repeated for.

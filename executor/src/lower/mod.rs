@@ -9,6 +9,7 @@ pub use geometry::{Chunk, Geometry, Piece, Placed, SlotMap, total};
 pub use weights::WeightLayout;
 
 use crate::ExecError;
+use crate::cosine::CosineLayout;
 use crate::task::{Dense, Slots, Task};
 use moeplan_sim::ir::{BufferId, Elementwise, Gradient, Lifetime, Op, OpId, OpKind, Pass, Program};
 use moeplan_sim::spec::{DType, Encode};
@@ -41,7 +42,7 @@ impl BufferPlan {
 pub struct Roles {
     /// (T, D).
     pub tokens: BufferId,
-    /// (D, E).
+    /// (D, E), or the parts of a cosine gate.
     pub gate: BufferId,
     /// This rank's slice of all expert weights.
     pub experts: BufferId,
@@ -58,7 +59,7 @@ pub struct BackwardRoles {
     pub output_gradient: BufferId,
     /// (T, D).
     pub token_gradient: BufferId,
-    /// (D, E).
+    /// As the gate.
     pub gate_gradient: BufferId,
     /// As the slice of weights.
     pub expert_gradient: BufferId,
@@ -124,16 +125,17 @@ pub fn lower(program: &Program, routing: &RoutingStep) -> Result<Lowered, ExecEr
 
 /// Buffers of the gate, which computes in FP32 whatever the layer's number type.
 fn of_gate(program: &Program, roles: &Roles) -> BTreeSet<BufferId> {
-    let scores = program
+    let gates = program
         .ops
         .iter()
-        .filter_map(|op| match (&op.kind, op.pass) {
-            (OpKind::Gate { .. }, Pass::Forward) => Some(op.writes[0]),
-            _ => None,
-        });
-    let backward = roles.backward.iter();
-    let gradients = backward.flat_map(|roles| [roles.gate_gradient, roles.score_gradient]);
-    scores.chain([roles.gate]).chain(gradients).collect()
+        .filter(|op| matches!(op.kind, OpKind::Gate { .. }));
+    let written = gates.flat_map(|op| op.writes.iter().copied());
+    let score_gradient = roles.backward.map(|roles| roles.score_gradient);
+    let token_gradient = roles.backward.map(|roles| roles.token_gradient);
+    let of_gate = written.chain([roles.gate]).chain(score_gradient);
+    of_gate
+        .filter(|&buffer| Some(buffer) != token_gradient)
+        .collect()
 }
 
 struct Lowering<'a> {
@@ -190,7 +192,7 @@ impl Lowering<'_> {
     /// Tasks of one operation, by rank.
     fn op(&mut self, id: OpId, op: &Op) -> Result<Vec<Vec<Task>>, ExecError> {
         match &op.kind {
-            OpKind::Gate { .. } => Ok(self.each(|_| vec![gate(op)])),
+            OpKind::Gate { .. } => Ok(self.each(|_| vec![gate(op, self.geometry.cosine)])),
             OpKind::CapacitySync => Ok(self.each(|_| vec![Task::CapacitySync])),
             OpKind::Encode { encode, .. } => self.encode(op, *encode),
             OpKind::Decode { encode, .. } => self.decode(op, *encode),
@@ -388,12 +390,13 @@ impl Lowering<'_> {
     }
 }
 
-fn gate(op: &Op) -> Task {
+fn gate(op: &Op, cosine: Option<CosineLayout>) -> Task {
     match op.pass {
         Pass::Forward => Task::Gate {
             tokens: op.reads[0],
             weight: op.reads[1],
             scores: op.writes[0],
+            cosine: cosine.map(|layout| (layout, op.writes[1])),
         },
         Pass::Backward => Task::GateGradient {
             choices: op.reads[0],
@@ -402,6 +405,7 @@ fn gate(op: &Op) -> Task {
             weight: op.reads[3],
             token_gradient: op.writes[0],
             weight_gradient: op.writes[1],
+            cosine: cosine.map(|layout| (layout, [op.reads[4], op.writes[2]])),
         },
     }
 }

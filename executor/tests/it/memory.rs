@@ -1,6 +1,6 @@
 //! What is allocated is what the memory model says.
 
-use crate::fixture::{layer, memory_ratios, plan, run};
+use crate::fixture::{cosine, layer, memory_ratios, plan, run};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::{Inputs, Routing};
 use moeplan_sim::compile::Plan;
@@ -40,14 +40,17 @@ fn peak_memory_is_within_15_percent_of_the_model() {
             ..plan()
         },
     ] {
-        let layer = layer(4, 96, (64, 96), 16, 2, 1.0);
-        let inputs = Inputs::random(&layer, 1, Routing::Gate);
-        let case = run(&layer, 4, plan, &inputs, &mut Cpu::new()).unwrap();
-        for ratio in memory_ratios(&case) {
-            assert!(
-                (0.85..1.15).contains(&ratio),
-                "{plan}: {ratio} of the model"
-            );
+        let linear = layer(4, 96, (64, 96), 16, 2, 1.0);
+        for layer in [cosine(linear.clone(), 128), linear] {
+            let inputs = Inputs::random(&layer, 1, Routing::Gate);
+            let case = run(&layer, 4, plan, &inputs, &mut Cpu::new()).unwrap();
+            for ratio in memory_ratios(&case) {
+                let gate = layer.spec.gate;
+                assert!(
+                    (0.85..1.15).contains(&ratio),
+                    "{plan}, {gate} gate: {ratio} of the model"
+                );
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Outputs and all gradients against the definitions; the definitions against finite differences.
 
-use crate::fixture::{agree, layer, plan, run};
+use crate::fixture::{agree, cosine, layer, plan, run};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::oracle::{CosineGate, layer as oracle};
 use moeplan_executor::{Inputs, Routing};
@@ -54,6 +54,21 @@ fn noise_changes_what_the_gate_chooses() {
     let chosen = |inputs: &Inputs| oracle(&layer, inputs, 99).ids;
     assert_ne!(chosen(&quiet), chosen(&noisy));
     holds(&layer, 2, plan(), &noisy);
+}
+
+#[test]
+fn a_cosine_gate_routes_and_learns() {
+    for (top_k, temperature) in [(1, 0.7), (2, 2.5), (2, 9.0)] {
+        let layer = cosine(layer(2, 40, (12, 16), 4, top_k, 0.8), 6);
+        let mut inputs = Inputs::random(&layer, 10, Routing::Gate);
+        *inputs.gate.last_mut().unwrap() = temperature;
+        inputs.balance_weight = 0.3;
+        holds(&layer, 2, plan(), &inputs);
+        // Above ln 100 a temperature learns nothing.
+        let gradients = oracle(&layer, &inputs, 99).gate_gradient;
+        let learns = gradients.iter().any(|rank| *rank.last().unwrap() != 0.0);
+        assert_eq!(learns, temperature < 100.0_f32.ln());
+    }
 }
 
 #[test]
@@ -137,8 +152,12 @@ fn slope(layer: &ResolvedLayer, inputs: &Inputs, number: impl Fn(&mut Inputs) ->
 
 #[test]
 fn the_oracle_has_the_slopes_of_its_own_loss() {
-    for top_k in [1, 2] {
-        let layer = layer(2, 6, (3, 4), 2, top_k, 1.0);
+    for (top_k, cosine_gate) in [(1, false), (2, false), (1, true), (2, true)] {
+        let linear = layer(2, 6, (3, 4), 2, top_k, 1.0);
+        let layer = match cosine_gate {
+            false => linear,
+            true => cosine(linear, 3),
+        };
         let mut inputs = Inputs::random(&layer, 8, Routing::Gate);
         inputs.balance_weight = 0.5;
         let result = oracle(&layer, &inputs, 12);
@@ -150,7 +169,7 @@ fn the_oracle_has_the_slopes_of_its_own_loss() {
             let slope = slope(&layer, &inputs, |i| &mut i.tokens[1][at]);
             close("token", slope, result.token_gradient[1][at]);
         }
-        for at in 0..6 {
+        for at in 0..inputs.gate.len() {
             let slope = slope(&layer, &inputs, |i| &mut i.gate[at]);
             close(
                 "gate",

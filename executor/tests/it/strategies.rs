@@ -1,6 +1,6 @@
 //! Strategies change where and when, never what.
 
-use crate::fixture::{agree, layer, plan, relative, run, wide};
+use crate::fixture::{agree, cosine, layer, plan, relative, run, wide};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::oracle::layer as oracle;
 use moeplan_executor::{Executed, Inputs, Routing};
@@ -120,12 +120,14 @@ proptest! {
         degrees in (prop::sample::select(vec![1_u64, 2, 4, 3]), prop::sample::select(vec![1_u64, 2, 4, 8])),
         r_index in 0_usize..8,
         prioritized: bool,
+        cosine_gate: bool,
         seed in 0_u64..1000,
     ) {
         let experts = (per_gpu * world as f64).max(1.0) as u64;
         prop_assume!(world.is_multiple_of(experts) || experts.is_multiple_of(world));
         let top_k = top_k.min(experts as u32);
-        let layer = layer(world, tokens, (24, 48), experts, top_k, factor);
+        let linear = layer(world, tokens, (24, 48), experts, top_k, factor);
+        let layer = if cosine_gate { cosine(linear, 16) } else { linear };
         let nodes: Vec<u64> = (1..=world).filter(|m| world % m == 0).collect();
         let gpus_per_node = nodes[per_node % nodes.len()];
         let valid = layer.valid_adaptive_r();
@@ -155,8 +157,9 @@ proptest! {
 
     /// All plans of one step agree with each other to 1e-6 of the norm.
     #[test]
-    fn plans_agree_with_each_other(seed in 0_u64..1000, r in 0_usize..4, degree in prop::sample::select(vec![1_u64, 2, 4]), dense: bool) {
-        let layer = layer(16, 12, (16, 32), 4, 2, 1.0);
+    fn plans_agree_with_each_other(seed in 0_u64..1000, r in 0_usize..4, degree in prop::sample::select(vec![1_u64, 2, 4]), dense: bool, cosine_gate: bool) {
+        let linear = layer(16, 12, (16, 32), 4, 2, 1.0);
+        let layer = if cosine_gate { cosine(linear, 8) } else { linear };
         let inputs = Inputs::random(&layer, seed, Routing::Gate);
         let mut backend = Cpu::new();
         let base = run(&layer, 8, plan(), &inputs, &mut backend).unwrap().ran;

@@ -90,6 +90,56 @@ kernel! {
 }
 
 kernel! {
+    /// Vectors at length exp(min(temperature, ln 100)), or 1; in place is allowed.
+    Normalize {
+        /// Vectors at the strides below.
+        from: In<f32>,
+        /// One number; absent: length 1.
+        temperature: Option<In<f32>>,
+        /// As `from`.
+        to: Out<f32>,
+        /// What each vector was multiplied by.
+        factors: Out<f32>,
+        /// Vectors.
+        num_vectors: i64,
+        /// Channels of a vector.
+        channels: i64,
+        /// Elements from vector to vector.
+        vector_stride: i64,
+        /// Elements from channel to channel.
+        channel_stride: i64,
+    }
+    |args| Geometry::warp_each(args.num_vectors)
+}
+
+kernel! {
+    /// Backward of [`Normalize`]; in place is allowed.
+    NormalizeGradient {
+        /// What it wrote.
+        normalized: In<f32>,
+        /// As it wrote them.
+        factors: In<f32>,
+        /// As it read it.
+        temperature: Option<In<f32>>,
+        /// Of what it wrote.
+        normalized_gradient: In<f32>,
+        /// Of what it read.
+        gradient: Out<f32>,
+        /// A number a vector, whose sum is the gradient of the temperature; zeros without one that learns.
+        dots: Out<f32>,
+        /// Vectors.
+        num_vectors: i64,
+        /// Channels of a vector.
+        channels: i64,
+        /// Elements from vector to vector.
+        vector_stride: i64,
+        /// Elements from channel to channel.
+        channel_stride: i64,
+    }
+    |args| Geometry::warp_each(args.num_vectors)
+}
+
+kernel! {
     /// Copies of each expert in each tile of [`SLOT_TILE`] items, over the first `choices` of k.
     SlotCount {
         /// (T, k).

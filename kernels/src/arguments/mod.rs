@@ -11,8 +11,8 @@ pub use expert::{
     SavedRun,
 };
 pub use gate::{
-    GateChosen, GateGradient, GateSoftmax, GateTopK, SLOT_TILE, SlotAssign, SlotCount, SlotPlaces,
-    SlotScan, slot_tiles,
+    GateChosen, GateGradient, GateSoftmax, GateTopK, Normalize, NormalizeGradient, SLOT_TILE,
+    SlotAssign, SlotCount, SlotPlaces, SlotScan, slot_tiles,
 };
 pub use tokens::{
     Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ScoreGradient,
@@ -83,6 +83,8 @@ pub fn signature(kernel: KernelId) -> String {
         KernelId::GateTopK => GateTopK::signature(),
         KernelId::GateChosen => GateChosen::signature(),
         KernelId::GateGradient => GateGradient::signature(),
+        KernelId::Normalize => Normalize::signature(),
+        KernelId::NormalizeGradient => NormalizeGradient::signature(),
         KernelId::SlotCount => SlotCount::signature(),
         KernelId::SlotScan => SlotScan::signature(),
         KernelId::SlotAssign => SlotAssign::signature(),

@@ -1,6 +1,6 @@
 //! Backward pass: decode, combine, expert, dispatch, encode, gate, each mirrored.
 
-use super::forward::{Saved, dense_bytes};
+use super::forward::{Saved, dense_bytes, directions};
 use super::tensors::{Shapes, Weights};
 use super::{Source, exchange, kinds};
 use crate::ir::{
@@ -170,9 +170,11 @@ pub(super) fn emit(
 
     builder.at(Stage::Gate, Pass::Backward, 0);
     let kind = kinds::gate(source);
-    let reads = [score_gradient, saved.scores, saved.tokens, weights.gate];
+    let mut reads = vec![score_gradient, saved.scores, saved.tokens, weights.gate];
+    reads.extend(saved.directions);
     let mut writes = vec![token_gradient];
     writes.extend(weights.gate_gradient);
+    writes.extend(directions(builder, layer, "gate directions gradient"));
     builder.push(Stream::Compute, kind, &reads, &writes);
     token_gradient
 }

@@ -5,13 +5,15 @@ use super::{Source, exchange, kinds};
 use crate::ir::{
     BufferId, Elementwise, Expert, Gradient, OpKind, Pass, PerRank, ProgramBuilder, Stage, Stream,
 };
-use crate::spec::{Encode, Phase};
+use crate::spec::{Encode, Phase, ResolvedLayer};
 
 /// What the backward pass needs again.
 #[derive(Debug)]
 pub(super) struct Saved {
     pub(super) tokens: BufferId,
     pub(super) scores: BufferId,
+    /// Cosine gate: normalised vectors of tokens and experts.
+    pub(super) directions: Option<BufferId>,
     /// Dense path: combine weights and dispatch mask, both (T, E, C_g).
     pub(super) dense: Option<[BufferId; 3]>,
     /// By chunk.
@@ -41,7 +43,7 @@ pub(super) fn emit(
     };
     let own_rows = PerRank::Same(layer.tokens());
 
-    let scores = gate(builder, source, tokens, weights);
+    let (scores, directions) = gate(builder, source, tokens, weights);
     if source.load.capacity.agreed {
         builder.push(
             Stream::Communication,
@@ -86,6 +88,7 @@ pub(super) fn emit(
     let mut saved = Saved {
         tokens,
         scores,
+        directions,
         dense,
         expert_input: Vec::new(),
         activation: Vec::new(),
@@ -158,16 +161,29 @@ fn gate(
     source: &Source<'_>,
     tokens: BufferId,
     weights: &Weights,
-) -> BufferId {
+) -> (BufferId, Option<BufferId>) {
     let layer = source.layer;
     builder.at(Stage::Gate, Pass::Forward, 0);
     let scores = builder.buffer(
         "gate scores",
         PerRank::Same(layer.tokens() * layer.gate_experts * 4),
     );
+    let directions = directions(builder, layer, "gate directions");
+    let mut writes = vec![scores];
+    writes.extend(directions);
     let kind = kinds::gate(source);
-    builder.push(Stream::Compute, kind, &[tokens, weights.gate], &[scores]);
-    scores
+    builder.push(Stream::Compute, kind, &[tokens, weights.gate], &writes);
+    (scores, directions)
+}
+
+/// What a cosine gate keeps of tokens and experts, or the gradient of that.
+pub(super) fn directions(
+    builder: &mut ProgramBuilder,
+    layer: &ResolvedLayer,
+    name: &str,
+) -> Option<BufferId> {
+    let saved = layer.spec.gate.saved(layer.tokens(), layer.gate_experts)?;
+    Some(builder.buffer(name, PerRank::Same(saved * 4)))
 }
 
 /// Combine weights and dispatch mask of the dense path, (T, E, C_g) each, and the boolean mask.
@@ -186,7 +202,7 @@ fn dense_tensors(builder: &mut ProgramBuilder, shapes: &Shapes, tokens: u64) -> 
 fn per_choice_tensors(
     builder: &mut ProgramBuilder,
     shapes: &Shapes,
-    layer: &crate::spec::ResolvedLayer,
+    layer: &ResolvedLayer,
 ) -> BufferId {
     let bytes =
         dense_bytes(shapes, layer.tokens()).map(|bytes| bytes * u64::from(layer.spec.top_k));

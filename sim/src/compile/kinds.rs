@@ -11,6 +11,7 @@ pub(super) fn gate(source: &Source<'_>) -> OpKind {
         experts: source.layer.gate_experts,
         model_dim: source.layer.spec.model_dim,
         top_k: source.layer.spec.top_k,
+        gate: source.layer.spec.gate,
     }
 }
 

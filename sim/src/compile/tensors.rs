@@ -176,7 +176,7 @@ impl Weights {
         let dtype = layer.spec.dtype;
         let parameters = layer.local_parameters();
         let bytes = parameters * dtype.bytes();
-        let gate_parameters = layer.spec.model_dim * layer.gate_experts;
+        let gate_parameters = layer.gate_weights();
         let slice = builder.persistent("expert weights", bytes);
         let gate = builder.persistent("gate weight", gate_parameters * 4);
         let gradients = (phase == Phase::Training).then(|| {

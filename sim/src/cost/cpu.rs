@@ -12,7 +12,7 @@ use crate::ir::{
     Elementwise, Expert, ExpertRows, Gradient, Op, OpKind, Pass, PerRank, Program, Scope, Traffic,
     Work,
 };
-use crate::spec::Encode;
+use crate::spec::{Encode, Gate};
 use crate::units::Time;
 
 /// Which factor of a product is read along its columns.
@@ -70,16 +70,32 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
             tokens,
             experts,
             model_dim,
+            gate,
             ..
         } => {
+            let (t, d) = (*tokens as f64, *model_dim as f64);
+            // The projection of a cosine gate; experts are then compared in its channels.
+            let (channels, projection) = match (*gate, op.pass) {
+                (Gate::Linear, _) => (*model_dim, Vec::new()),
+                (Gate::Cosine { projection_dim }, Pass::Forward) => {
+                    let shape = [t, projection_dim as f64, d];
+                    (projection_dim, vec![products(1.0, shape, Order::Plain)])
+                }
+                (Gate::Cosine { projection_dim }, Pass::Backward) => {
+                    let p = projection_dim as f64;
+                    let of_weight = products(1.0, [d, p, t], Order::LeftTransposed);
+                    let of_tokens = products(1.0, [t, d, p], Order::RightTransposed);
+                    (projection_dim, vec![of_weight, of_tokens])
+                }
+            };
             // A product of few columns is bound by reading the tokens, once for every eight experts.
-            let reads = tokens * model_dim * experts.div_ceil(8);
+            let reads = tokens * channels * experts.div_ceil(8);
             let name = match op.pass {
                 Pass::Forward => "gate",
                 Pass::Backward => "gate gradient",
             };
             Demand {
-                products: Vec::new(),
+                products: projection,
                 pass: Some((name, 4.0 * reads as f64)),
             }
         }

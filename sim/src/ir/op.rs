@@ -2,7 +2,7 @@
 //! operation does not build until both interpreters handle it.
 
 use super::{BufferId, PerRank, TrafficId, share_of_chunk};
-use crate::spec::{DType, Encode};
+use crate::spec::{DType, Encode, Gate};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -361,6 +361,9 @@ pub enum OpKind {
         model_dim: u64,
         /// k.
         top_k: u32,
+        /// How logits follow from tokens.
+        #[serde(default, skip_serializing_if = "Gate::is_linear")]
+        gate: Gate,
     },
     /// Agrees on the step's capacity: an all-reduce MAX of one number and a host synchronisation.
     CapacitySync,

@@ -2,7 +2,7 @@
 
 use super::{Elementwise, Expert, ExpertRows, Gradient, Kernels, Op, OpKind, Pass};
 use crate::cost::gemm::GemmShape;
-use crate::spec::{DType, Encode};
+use crate::spec::{DType, Encode, Gate};
 
 /// One kernel launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,15 +93,12 @@ impl OpKind {
                 experts,
                 model_dim,
                 top_k,
-            } => gate_work(
-                *encode,
-                pass,
-                *tokens,
-                *experts,
-                *model_dim,
-                u64::from(*top_k),
-                dtype,
-            ),
+                gate,
+            } => {
+                let shape = [*tokens, *experts, *model_dim];
+                let passes = gate_passes(*encode, pass, u64::from(*top_k));
+                gate_work(*gate, pass, shape, passes, dtype)
+            }
             OpKind::CapacitySync
             | OpKind::Exchange { .. }
             | OpKind::AllGather { .. }
@@ -292,13 +289,37 @@ fn model_work(kernels: &Kernels, pass: Pass, dtype: DType) -> Vec<Work> {
     }
 }
 
+/// Passes over a (T, E) tensor, by implementation.
+fn gate_passes(encode: Encode, pass: Pass, top_k: u64) -> u64 {
+    match encode {
+        Encode::Dense => dense_gate_passes(top_k, pass),
+        Encode::Sparse => sparse_gate_passes(top_k, pass),
+    }
+}
+
+/// Passes of PyTorch over a tensor that `normalize` divides by its norms: norm (1) and division (2); backward the division by
+/// numerator (2) and by denominator (4), the norm (2) and the sum of both gradients (3).
+fn normalize_passes(pass: Pass) -> u64 {
+    match pass {
+        Pass::Forward => 3,
+        Pass::Backward => 11,
+    }
+}
+
+/// Passes over the cosines (T, E) that scale them by the temperature: read and write; backward the same for the gradient, and
+/// the product (3) and sum (1) that the temperature's takes.
+fn scale_passes(pass: Pass) -> u64 {
+    match pass {
+        Pass::Forward => 2,
+        Pass::Backward => 6,
+    }
+}
+
 fn gate_work(
-    encode: Encode,
+    gate: Gate,
     pass: Pass,
-    tokens: u64,
-    experts: u64,
-    model_dim: u64,
-    top_k: u64,
+    [tokens, experts, model_dim]: [u64; 3],
+    passes: u64,
     dtype: DType,
 ) -> Vec<Work> {
     // The gate computes in 4-byte numbers whatever the layer's type; its product uses tensor cores.
@@ -307,27 +328,33 @@ fn gate_work(
     } else {
         DType::Tf32
     };
-    let gemm = |m, n, k| Work::Gemm(GemmShape::dense(m, n, k, gate_dtype));
-    let passes = match encode {
-        Encode::Dense => dense_gate_passes(top_k, pass),
-        Encode::Sparse => sparse_gate_passes(top_k, pass),
+    // (m, k) by (k, n), and backward the gradients of both.
+    let product = |m, n, k| {
+        let shapes = match pass {
+            Pass::Forward => vec![(m, n, k)],
+            Pass::Backward => vec![(m, k, n), (k, n, m)],
+        };
+        let gemm = |(m, n, k)| Work::Gemm(GemmShape::dense(m, n, k, gate_dtype));
+        shapes.into_iter().map(gemm)
     };
-    let tensor_bytes = tokens * experts * 4;
     // About two passes a kernel: one read, one write.
-    let kernels = std::iter::repeat_n(
-        Work::Memory {
-            bytes: 2 * tensor_bytes,
-        },
-        (passes / 2) as usize,
-    );
-    let products = match pass {
-        Pass::Forward => vec![gemm(tokens, experts, model_dim)],
-        Pass::Backward => vec![
-            gemm(tokens, model_dim, experts),
-            gemm(model_dim, experts, tokens),
-        ],
+    let kernels = |elements: u64, passes: u64| {
+        let bytes = 2 * 4 * elements;
+        std::iter::repeat_n(Work::Memory { bytes }, (passes / 2) as usize)
     };
-    products.into_iter().chain(kernels).collect()
+    match gate {
+        Gate::Linear => product(tokens, experts, model_dim)
+            .chain(kernels(tokens * experts, passes))
+            .collect(),
+        Gate::Cosine {
+            projection_dim: channels,
+        } => product(tokens, channels, model_dim)
+            .chain(product(tokens, experts, channels))
+            .chain(kernels(tokens * channels, normalize_passes(pass)))
+            .chain(kernels(experts * channels, normalize_passes(pass)))
+            .chain(kernels(tokens * experts, scale_passes(pass) + passes))
+            .collect(),
+    }
 }
 
 fn expert_gemm_work(

@@ -14,7 +14,7 @@ pub use hugging_face::{ConfigError, from_config};
 pub use presets::{PRESETS, Published, preset, published};
 pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step};
 
-use crate::spec::{DType, Experts, LayerSpec};
+use crate::spec::{DType, Experts, Gate, LayerSpec};
 
 /// What a model is fed and what its rate is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +97,7 @@ impl Moe {
             top_k: self.top_k,
             capacity_factor: self.capacity_factor,
             dtype: self.dtype,
+            gate: Gate::Linear,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The Mixture-of-Experts layer, as the user states it and as resolved for a world size.
 
-use super::DType;
+use super::{DType, Gate};
 use serde::{Deserialize, Serialize};
 
 /// A setting that contradicts itself or another one; names the field and what was expected.
@@ -55,6 +55,9 @@ pub struct LayerSpec {
     pub capacity_factor: f64,
     /// Number type of tensors and GEMMs.
     pub dtype: DType,
+    /// How the gate scores experts.
+    #[serde(default, skip_serializing_if = "Gate::is_linear")]
+    pub gate: Gate,
 }
 
 /// Largest sizes accepted; beyond them byte counts could leave 64 bits.
@@ -71,6 +74,7 @@ impl Default for LayerSpec {
             top_k: 2,
             capacity_factor: 1.0,
             dtype: DType::Tf32,
+            gate: Gate::Linear,
         }
     }
 }
@@ -127,6 +131,7 @@ impl LayerSpec {
                 self.capacity_factor,
             ));
         }
+        self.gate.check()?;
         let num_experts = self.num_experts(world_size)?;
         if self.top_k == 0 || u64::from(self.top_k) > num_experts {
             return Err(SpecError::new(
@@ -190,6 +195,13 @@ impl ResolvedLayer {
     /// Bytes of one token: D elements.
     pub fn token_bytes(&self) -> u64 {
         self.spec.model_dim * self.spec.dtype.bytes()
+    }
+
+    /// Weights of the gate, which every GPU holds.
+    pub fn gate_weights(&self) -> u64 {
+        self.spec
+            .gate
+            .weights(self.spec.model_dim, self.gate_experts)
     }
 
     /// Valid values of the adaptive parallelism parameter r: 0 and the divisors of W/E

@@ -5,7 +5,7 @@ use crate::routing::shape_of;
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::Program;
 use moeplan_sim::spec::{
-    DType, Encode, Experts, LayerSpec, Layout, Phase, ResolvedLayer, SpecError,
+    DType, Encode, Experts, Gate, LayerSpec, Layout, Phase, ResolvedLayer, SpecError,
 };
 use moeplan_traces::RoutingStep;
 
@@ -48,6 +48,7 @@ fn layer(
         top_k: if per_gpu * ranks as f64 >= 2.0 { 2 } else { 1 },
         capacity_factor: 1.0,
         dtype: DType::Fp32,
+        gate: Gate::Linear,
     }
     .resolve(ranks)
 }

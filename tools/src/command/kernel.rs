@@ -17,7 +17,7 @@ use moeplan_sim::cost::moe_table::{PowerLawFfn, read_moe_ffn_rows};
 use moeplan_sim::cost::provenance::{Estimate, Provenance};
 use moeplan_sim::hardware::Hardware;
 use moeplan_sim::ir::{OpKind, Pass, PerRank, Work};
-use moeplan_sim::spec::{DType, Encode, Experts, LayerSpec};
+use moeplan_sim::spec::{DType, Encode, Experts, Gate, LayerSpec};
 use moeplan_sim::units::Time;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -414,6 +414,7 @@ fn copy(
         top_k: settings.top_k.unwrap_or(2),
         capacity_factor: settings.capacity_factor.unwrap_or(1.0),
         dtype: settings.dtype.unwrap_or(DType::Tf32),
+        gate: Gate::Linear,
     };
     // What a GPU encodes does not depend on how many hold the experts.
     let layer = spec.resolve(1).map_err(|error| match refused(&error) {

@@ -6,7 +6,7 @@ use super::table::{Grid, paragraph};
 use crate::resolve::Resolved;
 use crate::summary::RunSummary;
 use moeplan_sim::economy::Cost;
-use moeplan_sim::spec::{Experts, Phase};
+use moeplan_sim::spec::{Experts, Gate, Phase};
 
 /// What a table is about, in two or three lines.
 pub fn heading(resolved: &Resolved) -> String {
@@ -43,13 +43,18 @@ pub fn layer_line(resolved: &Resolved) -> String {
     let name = resolved.study.layer.preset.as_deref().unwrap_or("layer");
     format!(
         "layer {name}: {} tokens a GPU and step, D {}, H {}, {experts}, top-{}, capacity \
-             factor {}, {}, {}",
+             factor {}, {}{}, {}",
         count(spec.tokens_per_step),
         count(spec.model_dim),
         count(spec.hidden_dim),
         top_k,
         capacity_words(spec.capacity_factor),
         spec.dtype,
+        match spec.gate {
+            Gate::Linear => String::new(),
+            Gate::Cosine { projection_dim } =>
+                format!(", cosine gate of {projection_dim} channels"),
+        },
         match resolved.phase {
             Phase::Forward => "forward only",
             Phase::Training => "forward and backward",

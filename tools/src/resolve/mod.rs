@@ -535,6 +535,7 @@ fn overlay(
     spec.hidden_dim = over.hidden_dim.unwrap_or(spec.hidden_dim);
     spec.capacity_factor = over.capacity_factor.unwrap_or(spec.capacity_factor);
     spec.dtype = over.dtype.unwrap_or(spec.dtype);
+    spec.gate = over.gate.unwrap_or(spec.gate);
     Ok(())
 }
 
@@ -554,5 +555,6 @@ fn complete_layer(name: String, spec: &LayerSpec, top_k: TopK) -> LayerSettings 
         top_k: Some(top_k),
         capacity_factor: Some(spec.capacity_factor),
         dtype: Some(spec.dtype),
+        gate: (!spec.gate.is_linear()).then_some(spec.gate),
     }
 }

@@ -28,7 +28,7 @@ pub use whole::{BalanceSettings, ModelSettings, WorldSettings};
 
 use clap::Args;
 use moeplan_sim::spec::{
-    AllToAll, Choice, DType, Encode, Layout, Padding, Phase, Policy, Strategy,
+    AllToAll, Choice, DType, Encode, Gate, Layout, Padding, Phase, Policy, Strategy,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -200,6 +200,10 @@ pub struct LayerSettings {
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DType>,
+    /// Gate: linear, cosine, or cosine:P with P projected channels [default: linear]
+    #[arg(long, value_name = "KIND")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
 }
 
 /// One `[[strategy]]`, and a strategy file. The flags refine every strategy of the run.

@@ -13,7 +13,7 @@ use moeplan_executor::{Inputs, Routing as Routed, execute};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::{Program, Stage};
 use moeplan_sim::spec::{
-    AllToAll, DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
+    AllToAll, DType, Encode, Experts, Gate, LayerSpec, Layout, Padding, Phase, ResolvedLayer,
 };
 use moeplan_sim::units::Time;
 use moeplan_traces::{RoutingStep, shipped};
@@ -124,6 +124,7 @@ fn layers(ranks: u64, sizes: Sizes) -> Result<Vec<(String, ResolvedLayer)>, Erro
             top_k: 2,
             capacity_factor: 1.25,
             dtype: sizes.dtype.unwrap_or(DType::Fp32),
+            gate: Gate::Linear,
         };
         let name = format!("E_g={experts} T={tokens} D={} H={}", dims.0, dims.1);
         spec.resolve(ranks)

@@ -1,6 +1,6 @@
 //! Layers and plans, run on the CUDA backend and held against the oracle.
 
-use crate::fixture::{self, agree, layer};
+use crate::fixture::{self, agree, cosine, layer};
 use moeplan_executor::assign::tokens_of;
 use moeplan_executor::cuda::{Cuda, Settings};
 use moeplan_executor::oracle::layer as oracle;
@@ -100,6 +100,14 @@ fn case(name: &str) -> Case {
                 padding: Padding::Dropless,
                 forward_degree: 2,
                 backward_degree: 2,
+                ..base
+            },
+        ),
+        "cosine" => (
+            cosine(layer(2, 22, (10, 14), 4, 2, 0.8), 7),
+            2,
+            Plan {
+                forward_degree: 2,
                 ..base
             },
         ),

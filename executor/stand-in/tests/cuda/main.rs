@@ -17,7 +17,7 @@ mod program;
 use process::{Child, run};
 
 /// Cases that cover every task and every kind of dependency.
-const CASES: [&str; 13] = [
+const CASES: [&str; 14] = [
     "one-rank",
     "linear",
     "pipelined",
@@ -31,6 +31,7 @@ const CASES: [&str; 13] = [
     "prioritized",
     "recorded",
     "noisy",
+    "cosine",
 ];
 
 /// Runs in the process that a test starts; nothing in any other.
