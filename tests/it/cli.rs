@@ -255,10 +255,42 @@ fn a_flag_wins_over_the_file_and_the_file_over_defaults() {
 }
 
 #[test]
+fn the_gate_is_a_setting_of_the_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = folder.path().join("layer.toml");
+    fs::write(&layer, "gate = 'cosine:64'\ntokens-per-step = 512\n").unwrap();
+    let of_file = format!("simulate {SMALL} --layer {}", layer.display());
+    let gate_time = |args: &str| {
+        let ran = json(args);
+        (
+            ran["runs"][0]["stages_ns"]["gate"].as_u64().unwrap(),
+            ran["settings"]["layer"]["gate"].clone(),
+        )
+    };
+    let (linear, unsaid) = gate_time(&format!("simulate {SMALL}"));
+    assert!(unsaid.is_null(), "a linear gate goes without saying");
+    let cosine = gate_time(&of_file);
+    assert_eq!(cosine.1, "cosine:64");
+    assert_eq!(
+        cosine,
+        gate_time(&format!("simulate {SMALL} --gate cosine:64"))
+    );
+    assert!(cosine.0 > linear, "{} against {linear}", cosine.0);
+    // A flag wins, and is in the settings: run again, they give the same.
+    assert_eq!(
+        gate_time(&format!("{of_file} --gate linear")),
+        (linear, "linear".into())
+    );
+    let (authors, named) = gate_time(&format!("simulate {SMALL} --gate cosine"));
+    assert_eq!(named, "cosine:256");
+    assert!(authors > cosine.0, "{authors} against {}", cosine.0);
+}
+
+#[test]
 fn the_settings_of_a_result_are_a_study_that_gives_it_again() {
     let folder = tempfile::tempdir().unwrap();
     let args = format!(
-        "compare {SMALL} --routing zipf:0.8 --steps 3 --seed 5 --capacity-factor 1.5 --dtype bf16"
+        "compare {SMALL} --routing zipf:0.8 --steps 3 --seed 5 --capacity-factor 1.5 --dtype bf16 --gate cosine:32"
     );
     let first = json(&args);
     let mut settings = first["settings"].clone();

@@ -11,7 +11,7 @@ use moeplan_sim::ir::{
 };
 use moeplan_sim::network::fabric::{Fabric, LinkClass};
 use moeplan_sim::network::{drain, traffic};
-use moeplan_sim::spec::{AllToAll, DType, Encode, Experts, LayerSpec, Padding};
+use moeplan_sim::spec::{AllToAll, DType, Encode, Experts, Gate, LayerSpec, Padding};
 use moeplan_sim::units::{Bandwidth, Time};
 use moeplan_tests::{Testbed, plan, small_layer};
 use moeplan_traces::RoutingStep;
@@ -481,6 +481,47 @@ fn expert_flops(program: &Program, rank: usize) -> f64 {
         .flat_map(|op| op.kind.work(op.pass, rank, program.dtype))
         .map(|work| work.flops())
         .sum()
+}
+
+#[test]
+fn a_cosine_gate_projects_and_compares() {
+    // Section 11: (T, D) by (D, P), then (T, P) by (P, E); backward the gradients of both factors of each. Weights (D, P),
+    // (P, E) and a temperature; vectors of P channels and a factor a token and expert are kept.
+    let bed = Testbed::default();
+    let (t, d, p, e) = (512, 256, 64, 8);
+    let spec = LayerSpec {
+        gate: Gate::Cosine { projection_dim: p },
+        ..small_layer(Experts::Total(e))
+    };
+    let program = |spec: &LayerSpec| {
+        let layer = spec.resolve(8).unwrap();
+        bed.simulate(&layer, plan(), &Routing::Balanced).program
+    };
+    let (cosine, linear) = (program(&spec), program(&small_layer(Experts::Total(e))));
+    let gates = |program: &Program| -> Vec<f64> {
+        let gates = program.ops.iter();
+        let gates = gates.filter(|op| matches!(op.kind, OpKind::Gate { .. }));
+        let work = gates.map(|op| op.kind.work(op.pass, 0, program.dtype));
+        work.map(|work| work.iter().map(Work::flops).sum())
+            .collect()
+    };
+    let forward = |products: u64| vec![2.0 * products as f64, 4.0 * products as f64];
+    assert_eq!(gates(&cosine), forward(t * p * (d + e)));
+    assert_eq!(gates(&linear), forward(t * d * e));
+    let bytes = |program: &Program, name: &str| {
+        let mut buffers = program.buffers.iter();
+        let buffer = buffers.find(|buffer| buffer.name == name);
+        buffer.map(|buffer| *buffer.bytes.get(0))
+    };
+    for name in ["gate weight", "gate gradient"] {
+        assert_eq!(bytes(&cosine, name), Some(4 * (p * (d + e) + 1)));
+        assert_eq!(bytes(&linear, name), Some(4 * d * e));
+    }
+    for name in ["gate directions", "gate directions gradient"] {
+        assert_eq!(bytes(&cosine, name), Some(4 * (t + e) * (p + 1)));
+        assert_eq!(bytes(&linear, name), None);
+    }
+    assert_eq!(cosine.ops.len(), linear.ops.len());
 }
 
 #[test]

@@ -44,6 +44,21 @@ fn traces_and_strategies_are_replayed() {
 }
 
 #[test]
+fn a_cosine_gate_is_run_and_counted() {
+    let flops = |args: &str| {
+        let ran = json(&format!("{SMALL} {args}"));
+        ran["repeats"][0]["flops"].as_u64().unwrap()
+    };
+    // Four ranks, 32 tokens, D = 16, E = 8, P = 12: (T, D, P) and (T, P, E) instead of (T, D, E), a product forward and two
+    // backward. Products of experts are over all slots, whatever the gate.
+    let (cosine, linear) = (32 * 12 * (16 + 8), 32 * 16 * 8);
+    assert_eq!(
+        flops("--gate cosine:12") - flops("--gate linear"),
+        4 * 3 * 2 * (cosine - linear)
+    );
+}
+
+#[test]
 fn a_machine_without_a_gpu_says_so_in_one_line() {
     let ran = moeplan(&format!("{SMALL} --backend cuda"));
     assert_eq!(ran.exit, Exit::MachineLacks);

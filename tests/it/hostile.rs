@@ -167,6 +167,8 @@ fn flags_of_the_wrong_kind() {
         ("simulate --top-k 2,", "expected a number or numbers"),
         ("simulate --dtype fp64", "expected fp32, tf32, fp16"),
         ("simulate --encode fast", "expected dense, sparse"),
+        ("simulate --gate angular", "expected linear, cosine"),
+        ("simulate --gate cosine:0", "1 to 65536 channels"),
         ("simulate --all-to-all 4dh", "expected linear, 2dh"),
         (
             "simulate --experts-per-gpu 1 --num-experts 16",

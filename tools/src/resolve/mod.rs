@@ -292,7 +292,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
             })
             .collect(),
         routing: routing.settings.clone(),
-        layer: complete_layer(layer_name, &spec, top_k),
+        layer: complete_layer(given, layer_name, &spec, top_k),
         ..file.clone()
     };
     study.cluster.preset = Some(cluster_name);
@@ -539,11 +539,12 @@ fn overlay(
     Ok(())
 }
 
-fn complete_layer(name: String, spec: &LayerSpec, top_k: TopK) -> LayerSettings {
+fn complete_layer(given: &Given, name: String, spec: &LayerSpec, top_k: TopK) -> LayerSettings {
     let (experts_per_gpu, num_experts) = match spec.experts {
         Experts::PerGpu(per_gpu) => (Some(per_gpu), None),
         Experts::Total(total) => (None, Some(total)),
     };
+    let asked = given.flags.layer.gate.or(given.file.layer.gate);
     LayerSettings {
         preset: Some(name),
         file: None,
@@ -555,6 +556,7 @@ fn complete_layer(name: String, spec: &LayerSpec, top_k: TopK) -> LayerSettings 
         top_k: Some(top_k),
         capacity_factor: Some(spec.capacity_factor),
         dtype: Some(spec.dtype),
-        gate: (!spec.gate.is_linear()).then_some(spec.gate),
+        // A linear gate goes without saying, unless it was asked for: the layer's file may have another.
+        gate: (!spec.gate.is_linear() || asked.is_some()).then_some(spec.gate),
     }
 }

@@ -184,7 +184,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         economy,
         layer: match &model {
             Some(_) => LayerSettings::default(),
-            None => complete_layer(layer_name, &spec, top_k.clone()),
+            None => complete_layer(given, layer_name, &spec, top_k.clone()),
         },
         model: model.as_ref().map(Model::settings).unwrap_or_default(),
         strategy: strategies.iter().map(StrategySettings::of).collect(),

@@ -57,6 +57,8 @@ fn execute_runs_in_every_number_type_and_names_the_device() {
         ran["repeats"][0]["exchanged_bytes"].as_u64().unwrap()
     };
     assert_eq!(exchanged("fp32"), 2 * exchanged("bf16"));
+    let gated = json(&format!("{SMALL} --dtype bf16 --gate cosine:24"));
+    assert_eq!(gated["settings"]["layer"]["gate"], "cosine:24");
     let table = written(&format!("{SMALL} --ranks-apart")).unwrap();
     assert!(table.contains("stand-in (no GPU), sm_80"), "{table}");
     assert!(table.contains("one after the other"), "{table}");
