@@ -34,9 +34,10 @@ impl Gpus {
     /// # Errors
     /// What is missing on this machine.
     pub(super) fn open(settings: &Settings) -> Result<Gpus, Unavailable> {
+        let devices = settings.devices.get();
         let missing = |missing: String| Unavailable {
             missing,
-            looked_for: match settings.devices {
+            looked_for: match devices {
                 1 => "libcuda.so of NVIDIA's driver, a GPU, libnvrtc.so of CUDA 12",
                 _ => "libcuda.so of NVIDIA's driver, GPUs, libnvrtc.so of CUDA 12, libnccl.so.2",
             },
@@ -48,17 +49,17 @@ impl Gpus {
         if !nvrtc {
             return Err(missing("libnvrtc.so is not on this machine".into()));
         }
-        if settings.devices > 1 && !Nccl::is_present() {
+        if devices > 1 && !Nccl::is_present() {
             return Err(missing(
                 "libnccl.so, which joins several GPUs, is not on this machine".into(),
             ));
         }
-        let ordinals = settings.ordinal..settings.ordinal + settings.devices;
+        let ordinals = settings.ordinal..settings.ordinal + devices;
         let there = CudaContext::device_count().unwrap_or(0);
         if ordinals.len() > 1 && ordinals.end > there as usize {
             return Err(missing(format!(
-                "{} GPUs from number {} on, of which there are {there} in all",
-                settings.devices, settings.ordinal
+                "{devices} GPUs from number {} on, where the machine has {there}",
+                settings.ordinal
             )));
         }
         let open = |ordinal: usize| {

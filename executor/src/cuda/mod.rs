@@ -36,6 +36,7 @@ use moeplan_sim::ir::BufferId;
 use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use plan::Blocks;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use streams::{Lane, words};
 
@@ -54,8 +55,8 @@ pub struct Unavailable {
 pub struct Settings {
     /// Number of the first GPU.
     pub ordinal: usize,
-    /// How many GPUs from there on, at least 1. Each has a contiguous block of the ranks.
-    pub devices: usize,
+    /// How many GPUs from there on. Each has a contiguous block of the ranks.
+    pub devices: NonZeroUsize,
     /// Where compiled kernels are kept from run to run; nowhere if absent.
     pub cache: Option<PathBuf>,
     /// Whether products take the tiled kernel even where cuBLAS is there.
@@ -73,7 +74,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             ordinal: 0,
-            devices: 1,
+            devices: NonZeroUsize::MIN,
             cache: None,
             without_blas: false,
             ranks_apart: false,
@@ -209,7 +210,7 @@ impl Backend for Cuda {
             false => "at once",
         };
         let name = &self.name;
-        match self.settings.devices {
+        match self.settings.devices.get() {
             1 => format!("all ranks on one GPU, {ranks}: {name}, products by {products}"),
             several => {
                 format!("ranks on {several} GPUs joined by NCCL: {name}, products by {products}")

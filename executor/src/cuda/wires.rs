@@ -115,14 +115,13 @@ impl Planner<'_> {
         runs: &[CopyRun],
         to: Option<u64>,
     ) -> Vec<i64> {
-        let ends = |runs: &[CopyRun]| {
-            let ends = runs.iter().scan(0, |end, run| {
+        let ends: Vec<i64> = runs
+            .iter()
+            .scan(0, |end, run| {
                 *end += run.bytes;
                 Some(*end)
-            });
-            ends.collect::<Vec<i64>>()
-        };
-        let ends = ends(runs);
+            })
+            .collect();
         let bytes = ends.last().copied().unwrap_or(0) as usize;
         let inbox = self.blocks.boxes[receiver][0];
         let to = to.unwrap_or_else(|| inbox + take(&mut self.wires.inbox[receiver], bytes));
