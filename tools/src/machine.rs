@@ -1,7 +1,7 @@
 //! Runs steps on this machine, and what this machine is.
 
 use crate::error::{Error, Place};
-use crate::settings::BackendKind;
+use crate::settings::{BackendKind, ExecuteSettings};
 use moeplan_executor::cpu::Cpu;
 use moeplan_executor::cuda::Cuda;
 use moeplan_executor::{Backend, Executed, Inputs, execute};
@@ -9,16 +9,44 @@ use moeplan_sim::ir::Program;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_sim::units::Time;
 use moeplan_traces::TokenStep;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// The backend `kind`. On a GPU, `ranks_apart` runs the ranks one after the other.
+/// How GPUs are used.
+#[derive(Debug, Clone, Copy)]
+pub struct Gpus {
+    /// How many.
+    pub devices: NonZeroUsize,
+    /// Whether the ranks run one after the other, on one GPU.
+    pub ranks_apart: bool,
+}
+
+impl Gpus {
+    /// As `settings` have them; `place` is where they state the devices.
+    ///
+    /// # Errors
+    /// Several devices for the CPU backend.
+    pub fn new(settings: &ExecuteSettings, ranks_apart: bool, place: Place) -> Result<Gpus, Error> {
+        let devices = settings.devices.unwrap_or(NonZeroUsize::MIN);
+        if settings.backend.unwrap_or_default() == BackendKind::Cpu && devices.get() > 1 {
+            let message = format!("expected 1, or --backend cuda, found {devices}");
+            return Err(Error::input(place, message));
+        }
+        Ok(Gpus {
+            devices,
+            ranks_apart,
+        })
+    }
+}
+
+/// The backend `kind`.
 ///
 /// # Errors
 /// A part of the machine that is missing, by name.
-pub fn backend(kind: BackendKind, ranks_apart: bool) -> Result<Box<dyn Backend>, Error> {
+pub fn backend(kind: BackendKind, gpus: Gpus) -> Result<Box<dyn Backend>, Error> {
     match kind {
         BackendKind::Cpu => Ok(Box::new(Cpu::new())),
-        BackendKind::Cuda => match Cuda::probe(cuda_settings(ranks_apart)) {
+        BackendKind::Cuda => match Cuda::probe(cuda_settings(gpus)) {
             Ok(cuda) => Ok(Box::new(cuda)),
             Err(why) => Err(Error::Missing(format!("--backend cuda: {why}"))),
         },
@@ -26,14 +54,15 @@ pub fn backend(kind: BackendKind, ranks_apart: bool) -> Result<Box<dyn Backend>,
 }
 
 /// Compiled kernels are kept where the user's caches are.
-fn cuda_settings(ranks_apart: bool) -> moeplan_executor::cuda::Settings {
+fn cuda_settings(gpus: Gpus) -> moeplan_executor::cuda::Settings {
     let caches = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     moeplan_executor::cuda::Settings {
         cache: caches
             .or_else(home)
             .map(|caches| caches.join("moeplan/kernels")),
-        ranks_apart,
+        devices: gpus.devices,
+        ranks_apart: gpus.ranks_apart,
         ..Default::default()
     }
 }
@@ -98,7 +127,7 @@ pub fn check_memory(
             "of memory available",
         ),
         Some(device) => {
-            fits(buffers, device, "of the GPU")?;
+            fits(buffers, device, "of GPU memory")?;
             fits(on_host, available, "of memory available")
         }
     }

@@ -4,15 +4,18 @@
 use crate::ExecError;
 use cudarc::nvrtc::{result, sys};
 use moeplan_kernels::{Module, NVRTC_OPTIONS, Real};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 
 /// Compiles, and keeps what it compiled in a folder if it has one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Compiler {
     cache: Option<PathBuf>,
     include: Option<PathBuf>,
     version: (i32, i32),
+    /// What this process compiled, for GPUs that are alike.
+    compiled: BTreeMap<u64, String>,
 }
 
 /// Where CUDA's headers may be, which fp16 and bf16 need: as `CUDA_HOME` or `CUDA_PATH` say, or where the toolkit
@@ -39,11 +42,17 @@ impl Compiler {
             cache,
             include: include_folder(),
             version: (major, minor),
+            compiled: BTreeMap::new(),
         }
     }
 
     /// PTX of a module for a compute capability such as `80`.
-    pub(super) fn ptx(&self, module: Module, real: Real, arch: &str) -> Result<String, ExecError> {
+    pub(super) fn ptx(
+        &mut self,
+        module: Module,
+        real: Real,
+        arch: &str,
+    ) -> Result<String, ExecError> {
         let mut options: Vec<String> = NVRTC_OPTIONS.map(String::from).to_vec();
         options.push(format!("--gpu-architecture=compute_{arch}"));
         options.push(real.define().to_string());
@@ -54,8 +63,11 @@ impl Compiler {
             };
             options.push(format!("--include-path={}", include.display()));
         }
+        let key = fingerprint(module.source(), &options, self.version);
+        if let Some(ptx) = self.compiled.get(&key) {
+            return Ok(ptx.clone());
+        }
         let cached = self.cache.as_ref().map(|folder| {
-            let key = fingerprint(module.source(), &options, self.version);
             folder.join(format!(
                 "{}-{}-{key:016x}.ptx",
                 module.file(),
@@ -69,6 +81,7 @@ impl Compiler {
             return Ok(ptx);
         }
         let ptx = compile(module, &options)?;
+        self.compiled.insert(key, ptx.clone());
         if let Some(path) = cached {
             // A cache that cannot be written costs time only.
             let _ = store(&path, &ptx);

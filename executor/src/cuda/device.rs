@@ -1,27 +1,36 @@
-//! The driver, NVRTC and cuBLAS behind safe functions: the only unsafe code of the backend.
+//! One GPU: the driver, NVRTC and cuBLAS behind safe functions.
+//!
+//! A call works on the context that is current. cudarc's own calls make theirs current; so must ours, as there may be several.
 #![allow(unsafe_code, reason = "launches and copies by device address")]
 
-use super::blas::Blas;
+use super::blas::{Blas, Precision};
 use super::compiler::Compiler;
 use crate::ExecError;
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DriverError, PinnedHostSlice,
-    PushKernelArg, result, sys,
+    PushKernelArg, result,
+    sys::{self, CUevent_flags::CU_EVENT_DEFAULT},
 };
-use moeplan_kernels::{Arg, Launch, Module, Real};
+use moeplan_kernels::{Arg, Launch, Module, Product, Real};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One GPU.
 pub(super) struct Device {
     context: Arc<CudaContext>,
-    compiler: Compiler,
     /// Entry points that were loaded.
     functions: BTreeMap<&'static str, CudaFunction>,
     /// `None` where cuBLAS is absent: then the tiled kernel multiplies.
-    pub(super) blas: Option<Blas>,
+    blas: Option<Blas>,
     /// For everything outside a step.
     pub(super) setup: Arc<CudaStream>,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // cuBLAS releases what its handle has on the current device.
+        let _ = self.current();
+    }
 }
 
 /// What the driver answered.
@@ -35,11 +44,7 @@ pub(super) fn refused(what: &str, error: DriverError) -> ExecError {
 
 impl Device {
     /// The GPU of that number.
-    pub(super) fn new(
-        ordinal: usize,
-        compiler: Compiler,
-        use_blas: bool,
-    ) -> Result<Device, DriverError> {
+    pub(super) fn new(ordinal: usize, use_blas: bool) -> Result<Device, DriverError> {
         let context = CudaContext::new(ordinal)?;
         // SAFETY: no slice is used on another stream than the step's own events order it for. cudarc's
         // tracking would add an event pair a launch, and would hide a dependency that the program lacks.
@@ -48,7 +53,6 @@ impl Device {
         let blas = if use_blas { Blas::new() } else { None };
         Ok(Device {
             context,
-            compiler,
             functions: BTreeMap::new(),
             blas,
             setup,
@@ -78,14 +82,6 @@ impl Device {
             .map_err(|error| refused("creating a stream", error))
     }
 
-    /// An event with a time.
-    pub(super) fn event(&self) -> Result<CudaEvent, ExecError> {
-        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        self.context
-            .new_event(flags)
-            .map_err(|error| refused("creating an event", error))
-    }
-
     /// Device memory, not initialised; `None` where there is not enough.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<CudaSlice<u8>>, ExecError> {
         // SAFETY: every operation writes its results before another reads them, which the program's
@@ -110,15 +106,20 @@ impl Device {
         slice.device_ptr(&self.setup).0
     }
 
-    /// Compiles and loads what `launch` needs, if it is not there.
-    pub(super) fn prepare(&mut self, module: Module, real: Real) -> Result<(), ExecError> {
+    /// Compiles and loads a module, if it is not there.
+    pub(super) fn prepare(
+        &mut self,
+        compiler: &mut Compiler,
+        module: Module,
+        real: Real,
+    ) -> Result<(), ExecError> {
         let missing = |entry: &&'static str| !self.functions.contains_key(entry);
         let mut entries = module.kernels().iter().map(|kernel| kernel.entry(real));
         if !entries.any(|entry| missing(&entry)) {
             return Ok(());
         }
         let (_, arch) = self.describe()?;
-        let ptx = self.compiler.ptx(module, real, &arch)?;
+        let ptx = compiler.ptx(module, real, &arch)?;
         let loading = |error| refused(&format!("loading {}", module.file()), error);
         let loaded = self
             .context
@@ -163,10 +164,32 @@ impl Device {
             .map_err(|error| refused(entry, error))
     }
 
+    /// Makes this GPU the one that calls of this thread work on.
+    fn current(&self) -> Result<(), DriverError> {
+        self.context.bind_to_thread()
+    }
+
+    /// Enqueues products: through cuBLAS, or where it is absent the launch.
+    pub(super) fn multiply(
+        &self,
+        stream: &Arc<CudaStream>,
+        products: &[Product],
+        precision: Precision,
+        fallback: &Launch,
+    ) -> Result<(), ExecError> {
+        self.current()
+            .map_err(|error| refused("a matrix product", error))?;
+        match &self.blas {
+            Some(blas) => blas.multiply(stream, products, precision),
+            None => self.launch(stream, fallback),
+        }
+    }
+
     /// Enqueues zeros.
     pub(super) fn zero(&self, stream: &CudaStream, at: u64, bytes: usize) -> Result<(), ExecError> {
         // SAFETY: the range lies in one allocation of `Memory`, which outlives the step.
-        unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }
+        self.current()
+            .and_then(|()| unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) })
             .map_err(|error| refused("memset", error))
     }
 
@@ -179,7 +202,10 @@ impl Device {
         bytes: usize,
     ) -> Result<(), ExecError> {
         // SAFETY: as `zero`, both ranges.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+        self.current()
+            .and_then(|()| unsafe {
+                result::memcpy_dtod_async(to, from, bytes, stream.cu_stream())
+            })
             .map_err(|error| refused("copy on the device", error))
     }
 
@@ -189,6 +215,7 @@ impl Device {
             return Ok(());
         }
         let fail = |error| refused("copy to the device", error);
+        self.current().map_err(fail)?;
         let mut staging = self.pinned(bytes.len())?;
         staging.as_mut_slice().map_err(fail)?[..bytes.len()].copy_from_slice(bytes);
         let staged = &staging.as_slice().map_err(fail)?[..bytes.len()];
@@ -208,6 +235,7 @@ impl Device {
             return Ok(Vec::new());
         }
         let fail = |error| refused("copy from the device", error);
+        self.current().map_err(fail)?;
         let mut staging = self.pinned(bytes)?;
         let target = &mut staging.as_mut_slice().map_err(fail)?[..bytes];
         // SAFETY: the source lies in one allocation; the staging memory lives until the stream is done.
@@ -216,10 +244,22 @@ impl Device {
         Ok(staging.as_slice().map_err(fail)?[..bytes].to_vec())
     }
 
+    /// Whether products go through cuBLAS.
+    pub(super) fn has_blas(&self) -> bool {
+        self.blas.is_some()
+    }
+
     /// Waits for everything.
     pub(super) fn synchronize(&self) -> Result<(), ExecError> {
         self.context
             .synchronize()
             .map_err(|error| refused("running the step", error))
     }
+}
+
+/// A new event with a time, recorded.
+pub(super) fn mark(stream: &CudaStream) -> Result<CudaEvent, ExecError> {
+    stream
+        .record_event(Some(CU_EVENT_DEFAULT))
+        .map_err(|error| refused("recording an event", error))
 }

@@ -4,6 +4,7 @@
 //! Nothing is allocated while streams run, so no allocation is timed. Buffers share memory as [`super::sharing`] lays them out.
 
 use super::device::Device;
+use super::gpus::Dealt;
 use super::sharing::{Order, layout};
 use crate::ExecError;
 use crate::backend::Job;
@@ -38,25 +39,31 @@ pub(super) enum Extra {
     Staging,
     /// (T, D) f32, where tokens are stored in 2 bytes: the gate's copy.
     WideTokens,
+    /// Rows that came from other GPUs, see [`super::wires`].
+    Inbox,
+    /// Rows that go to other GPUs.
+    Outbox,
 }
 
-/// Buffers by rank.
+/// Buffers by rank, each on its rank's GPU.
 pub(super) struct Memory {
     blocks: Vec<Vec<CudaSlice<u8>>>,
     buffers: Vec<BTreeMap<BufferId, Place>>,
-    extras: Vec<BTreeMap<Extra, CudaSlice<u8>>>,
+    extras: Vec<BTreeMap<Extra, (Place, CudaSlice<u8>)>>,
 }
 
-/// Where a buffer lies.
-struct Place {
-    block: usize,
-    offset: usize,
-    bytes: usize,
+/// Where something lies.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Address.
+    pub(super) at: u64,
+    /// Bytes.
+    pub(super) bytes: usize,
 }
 
 impl Memory {
     /// Allocates what `job` uses: one block a rank, or where `apart` one a buffer.
-    pub(super) fn new(device: &Device, job: &Job<'_>, apart: bool) -> Result<Memory, ExecError> {
+    pub(super) fn new(dealt: Dealt<'_>, job: &Job<'_>, apart: bool) -> Result<Memory, ExecError> {
         let world = job.program.world_size;
         let order = Order::new(job.program);
         let mut memory = Memory {
@@ -65,29 +72,28 @@ impl Memory {
             extras: (0..world).map(|_| BTreeMap::new()).collect(),
         };
         for rank in 0..world {
+            let device = dealt.of(rank);
             let layout = layout(job, rank, &order);
             let mut blocks = Vec::new();
+            let mut base = 0;
             if !apart && layout.bytes > 0 {
-                blocks.push(allocate(device, rank, "buffers of the step", layout.bytes)?);
+                let block = allocate(device, rank, "buffers of the step", layout.bytes)?;
+                base = device.address(&block);
+                blocks.push(block);
             }
             let mut places = BTreeMap::new();
             for (buffer, (offset, bytes)) in layout.places {
-                let (block, offset) = match apart {
-                    false => (0, offset),
+                let at = match apart {
+                    false => base + offset as u64,
                     true => {
                         let name = &job.lowered.buffers[buffer.0 as usize].name;
-                        blocks.push(allocate(device, rank, name, bytes)?);
-                        (blocks.len() - 1, 0)
+                        let block = allocate(device, rank, name, bytes)?;
+                        let at = device.address(&block);
+                        blocks.push(block);
+                        at
                     }
                 };
-                places.insert(
-                    buffer,
-                    Place {
-                        block,
-                        offset,
-                        bytes,
-                    },
-                );
+                places.insert(buffer, Place { at, bytes });
             }
             memory.blocks.push(blocks);
             memory.buffers.push(places);
@@ -96,10 +102,8 @@ impl Memory {
     }
 
     /// Address of a buffer; 0 where the rank has none of its elements.
-    pub(super) fn at(&self, device: &Device, rank: usize, buffer: BufferId) -> u64 {
-        self.buffers[rank].get(&buffer).map_or(0, |place| {
-            device.address(&self.blocks[rank][place.block]) + place.offset as u64
-        })
+    pub(super) fn at(&self, rank: usize, buffer: BufferId) -> u64 {
+        self.buffers[rank].get(&buffer).map_or(0, |place| place.at)
     }
 
     /// Bytes of a buffer.
@@ -117,19 +121,19 @@ impl Memory {
         extra: Extra,
         bytes: usize,
     ) -> Result<u64, ExecError> {
-        if let Some(slice) = self.extras[rank].get(&extra) {
-            return Ok(device.address(slice));
+        if let Some((place, _)) = self.extras[rank].get(&extra) {
+            return Ok(place.at);
         }
-        let slice = allocate(device, rank, &format!("{extra:?}"), bytes.max(1))?;
-        let address = device.address(&slice);
-        self.extras[rank].insert(extra, slice);
-        Ok(address)
+        let bytes = bytes.max(1);
+        let slice = allocate(device, rank, &format!("{extra:?}"), bytes)?;
+        let at = device.address(&slice);
+        self.extras[rank].insert(extra, (Place { at, bytes }, slice));
+        Ok(at)
     }
 
-    /// Address and bytes of an extra that was asked for before.
-    pub(super) fn known(&self, device: &Device, rank: usize, extra: Extra) -> Option<(u64, usize)> {
-        let slice = self.extras[rank].get(&extra)?;
-        Some((device.address(slice), slice.len()))
+    /// Where an extra lies that was asked for before.
+    pub(super) fn known(&self, rank: usize, extra: Extra) -> Option<Place> {
+        self.extras[rank].get(&extra).map(|(place, _)| *place)
     }
 
     /// Bytes of a rank's buffers, without extras.
@@ -139,7 +143,8 @@ impl Memory {
     }
 }
 
-fn allocate(
+/// Device memory for a rank.
+pub(super) fn allocate(
     device: &Device,
     rank: usize,
     name: &str,

@@ -1,4 +1,4 @@
-//! The CUDA backend: all ranks of a layer on one GPU, each with streams and buffers of its own.
+//! The CUDA backend: the ranks of a layer on one GPU or on several, each with streams and buffers of its own.
 //!
 //! Libraries are opened at run time. [`Cuda::probe`] says what is missing where one is; nothing else of moeplan needs
 //! any of them to build, test or run.
@@ -9,11 +9,14 @@ mod cosine;
 mod count;
 mod device;
 mod gate;
+mod gpus;
 mod lists;
 mod memory;
+mod nccl;
 mod plan;
 mod sharing;
 mod streams;
+mod wires;
 
 use crate::ExecError;
 use crate::assign::Assignment;
@@ -24,16 +27,19 @@ use crate::lower::Lowered;
 use crate::number::{from_bytes, rounded, to_bytes};
 use crate::task::Count;
 use blas::Precision;
-use compiler::Compiler;
 use cosine::{Cosine, Part};
+use cudarc::driver::CudaSlice;
 use device::Device;
+use gpus::{Dealt, Gpus};
 use memory::{Extra, Memory};
 use moeplan_kernels::{
-    Arguments as _, CastFromFloat, GateSoftmax, GateTopK, In, Module, Out, Product, Real,
+    Arguments as _, CastFromFloat, GateSoftmax, GateTopK, In, Out, Product, Real,
 };
 use moeplan_sim::ir::BufferId;
 use moeplan_sim::spec::{DType, ResolvedLayer};
 use moeplan_traces::TokenStep;
+use plan::Blocks;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use streams::{Lane, words};
 
@@ -47,28 +53,42 @@ pub struct Unavailable {
     pub looked_for: &'static str,
 }
 
-const LOOKED_FOR: &str = "libcuda.so of NVIDIA's driver, a GPU, libnvrtc.so of CUDA 12";
-
 /// Choices of a user.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// Number of the GPU.
+    /// Number of the first GPU.
     pub ordinal: usize,
+    /// How many GPUs from there on. Each has a contiguous block of the ranks.
+    pub devices: NonZeroUsize,
     /// Where compiled kernels are kept from run to run; nowhere if absent.
     pub cache: Option<PathBuf>,
     /// Whether products take the tiled kernel even where cuBLAS is there.
     pub without_blas: bool,
     /// Whether all ranks share one stream, so that each operation is timed alone. Otherwise ranks run at once,
-    /// and slow each other down as they share the GPU.
+    /// and slow each other down as they share the GPU. Only on one.
     pub ranks_apart: bool,
     /// Whether every buffer has an allocation of its own, in which a stray access shows; otherwise buffers that are never
     /// alive at once share memory.
     pub buffers_apart: bool,
 }
 
-/// One GPU that plays all ranks.
+impl Default for Settings {
+    /// The first GPU, and whatever is on the machine.
+    fn default() -> Settings {
+        Settings {
+            ordinal: 0,
+            devices: NonZeroUsize::MIN,
+            cache: None,
+            without_blas: false,
+            ranks_apart: false,
+            buffers_apart: false,
+        }
+    }
+}
+
+/// GPUs that play all ranks.
 pub struct Cuda {
-    device: Device,
+    gpus: Gpus,
     settings: Settings,
     name: String,
 }
@@ -82,127 +102,83 @@ impl std::fmt::Debug for Cuda {
     }
 }
 
-/// Whether the driver's and NVRTC's libraries are there; cudarc panics if they are used and are not.
-#[allow(unsafe_code, reason = "opening a library runs its initialisers")]
-fn libraries() -> (bool, bool) {
-    // SAFETY: NVIDIA's libraries may be opened and closed at any time.
-    unsafe {
-        (
-            cudarc::driver::sys::is_culib_present(),
-            cudarc::nvrtc::sys::is_culib_present(),
-        )
-    }
-}
-
 impl Cuda {
     /// The backend, or why there is none.
     ///
     /// # Errors
     /// What is missing on this machine.
     pub fn probe(settings: Settings) -> Result<Cuda, Unavailable> {
-        let missing = |missing: String| Unavailable {
-            missing,
-            looked_for: LOOKED_FOR,
-        };
-        let (driver, nvrtc) = libraries();
-        if !driver {
-            return Err(missing("libcuda.so is not on this machine".into()));
-        }
-        if !nvrtc {
-            return Err(missing("libnvrtc.so is not on this machine".into()));
-        }
-        let compiler = Compiler::new(settings.cache.clone());
-        let device =
-            Device::new(settings.ordinal, compiler, !settings.without_blas).map_err(|error| {
-                missing(device::refused(&format!("GPU {}", settings.ordinal), error).to_string())
-            })?;
-        let (name, arch) = device
-            .describe()
-            .map_err(|error| missing(error.to_string()))?;
+        let gpus = Gpus::open(&settings)?;
+        let (name, arch) = gpus.first().describe().map_err(|error| Unavailable {
+            missing: error.to_string(),
+            looked_for: "properties of the GPU",
+        })?;
         Ok(Cuda {
-            device,
+            gpus,
             settings,
             name: format!("{name}, sm_{arch}"),
         })
     }
 
-    /// Name and architecture of the GPU.
+    /// Name and architecture of the GPU, of the first one where there are several.
     pub fn device_name(&self) -> &str {
         &self.name
     }
 
     /// Whether products go through cuBLAS.
     pub fn has_blas(&self) -> bool {
-        self.device.blas.is_some()
-    }
-
-    /// Compiles and loads the kernels of a number type, and the gate's.
-    fn prepare(&mut self, real: Real) -> Result<(), ExecError> {
-        for real in [Real::F32, real] {
-            for &module in Module::ALL {
-                if module.reals().contains(&real) {
-                    self.device.prepare(module, real)?;
-                }
-            }
-        }
-        Ok(())
+        self.gpus.all().iter().all(Device::has_blas)
     }
 
     fn fetch(
-        &self,
+        device: &Device,
         lowered: &Lowered,
         memory: &Memory,
         rank: usize,
         buffer: BufferId,
     ) -> Result<Vec<f32>, ExecError> {
-        let at = memory.at(&self.device, rank, buffer);
-        let stream = &self.device.setup;
-        let bytes = self
-            .device
-            .download(stream, at, memory.bytes(rank, buffer))?;
+        let at = memory.at(rank, buffer);
+        let bytes = device.download(&device.setup, at, memory.bytes(rank, buffer))?;
         let dtype = lowered.buffers[buffer.0 as usize].dtype;
         Ok(from_bytes(dtype, &bytes))
     }
 
     fn fetch_extra(
-        &self,
+        device: &Device,
         memory: &Memory,
         rank: usize,
         extra: Extra,
     ) -> Result<Vec<u32>, ExecError> {
-        let (at, bytes) = memory
-            .known(&self.device, rank, extra)
+        let place = memory
+            .known(rank, extra)
             .ok_or_else(|| ExecError::Disagrees("a layer without a gate".into()))?;
-        Ok(words(&self.device.download(
-            &self.device.setup,
-            at,
-            bytes,
-        )?))
+        let bytes = device.download(&device.setup, place.at, place.bytes)?;
+        Ok(words(&bytes))
     }
 
     fn outputs(
-        &self,
+        device: &Device,
         job: &Job<'_>,
         memory: &Memory,
         rank: usize,
     ) -> Result<RankOutputs, ExecError> {
         let (geometry, roles) = (&job.lowered.geometry, &job.lowered.roles);
-        let ids = self.fetch_extra(memory, rank, Extra::Experts)?;
-        let sums = self.fetch_extra(memory, rank, Extra::ScoreSums)?;
+        let ids = Self::fetch_extra(device, memory, rank, Extra::Experts)?;
+        let sums = Self::fetch_extra(device, memory, rank, Extra::ScoreSums)?;
         let factors = gate::balance(&ids, geometry.tokens, geometry.experts, geometry.top_k);
         let balance_loss = sums
             .iter()
             .zip(&factors)
             .map(|(sum, factor)| f32::from_bits(*sum) * factor)
             .sum();
-        let chosen = self.fetch_extra(memory, rank, Extra::Chosen)?;
+        let chosen = Self::fetch_extra(device, memory, rank, Extra::Chosen)?;
         let assignment = Assignment {
             ids,
             scores: chosen.into_iter().map(f32::from_bits).collect(),
-            locations: self.fetch_extra(memory, rank, Extra::Locations)?,
-            counts: self.fetch_extra(memory, rank, Extra::Totals)?,
+            locations: Self::fetch_extra(device, memory, rank, Extra::Locations)?,
+            counts: Self::fetch_extra(device, memory, rank, Extra::Totals)?,
         };
-        let fetch = |buffer| self.fetch(job.lowered, memory, rank, buffer);
+        let fetch = |buffer| Self::fetch(device, job.lowered, memory, rank, buffer);
         let mut outputs = RankOutputs {
             output: fetch(roles.output)?,
             assignment,
@@ -236,14 +212,17 @@ impl Backend for Cuda {
             true => "one after the other",
             false => "at once",
         };
-        format!(
-            "all ranks on one GPU, {ranks}: {}, products by {products}",
-            self.name
-        )
+        let name = &self.name;
+        match self.settings.devices.get() {
+            1 => format!("all ranks on one GPU, {ranks}: {name}, products by {products}"),
+            several => {
+                format!("ranks on {several} GPUs joined by NCCL: {name}, products by {products}")
+            }
+        }
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        self.device.memory_bytes()
+        self.gpus.all().iter().map(Device::memory_bytes).sum()
     }
 
     fn dtypes(&self) -> &'static [DType] {
@@ -252,10 +231,10 @@ impl Backend for Cuda {
 
     fn route(&mut self, layer: &ResolvedLayer, inputs: &Inputs) -> Result<TokenStep, ExecError> {
         let precision = Precision::of_gate(layer.spec.dtype);
-        self.prepare(precision.real)?;
+        self.gpus.prepare(precision.real)?;
         let (t, d) = (layer.tokens() as usize, layer.spec.model_dim as usize);
         let (e, k) = (layer.num_experts as usize, layer.spec.top_k as usize);
-        let device = &self.device;
+        let device = self.gpus.first();
         let allocate = |name: &str, bytes: usize| {
             let refused = || ExecError::Memory {
                 rank: 0,
@@ -282,10 +261,6 @@ impl Backend for Cuda {
             directions: device.address(&directions),
         });
         let multiply = |product: Product| {
-            let stream = &device.setup;
-            if let Some(blas) = &device.blas {
-                return blas.multiply(stream, &[product], precision);
-            }
             let words = [Product::table(&[product]), vec![0, 1]].concat();
             device.upload(device.address(&table), bytemuck::cast_slice(&words))?;
             let fallback = moeplan_kernels::Gemm {
@@ -295,7 +270,8 @@ impl Backend for Cuda {
                 rows: product.m,
                 columns: product.n,
             };
-            device.launch(stream, &fallback.launch(Real::F32))
+            let fallback = fallback.launch(Real::F32);
+            device.multiply(&device.setup, &[product], precision, &fallback)
         };
         let mut ids = Vec::new();
         for (rank, tokens) in inputs.tokens.iter().enumerate() {
@@ -344,14 +320,17 @@ impl Backend for Cuda {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Ran, ExecError> {
-        self.prepare(Precision::of_layer(job.program.dtype).real)?;
-        let (device, lowered) = (&self.device, job.lowered);
-        let (world, roles) = (job.program.world_size, &job.lowered.roles);
-        let mut memory = Memory::new(device, job, self.settings.buffers_apart)?;
+        self.gpus
+            .prepare(Precision::of_layer(job.program.dtype).real)?;
+        let lowered = job.lowered;
+        let (world, roles) = (job.program.world_size, &lowered.roles);
+        let dealt = self.gpus.deal(world)?;
+        let mut memory = Memory::new(dealt, job, self.settings.buffers_apart)?;
         for rank in 0..world {
             let put = |buffer: BufferId, values: &[f32]| {
                 let dtype = lowered.buffers[buffer.0 as usize].dtype;
-                device.upload(memory.at(device, rank, buffer), &to_bytes(dtype, values))
+                let bytes = to_bytes(dtype, values);
+                dealt.of(rank).upload(memory.at(rank, buffer), &bytes)
             };
             put(roles.tokens, &job.inputs.tokens[rank])?;
             put(roles.gate, &job.inputs.gate)?;
@@ -360,27 +339,23 @@ impl Backend for Cuda {
                 put(backward.output_gradient, &job.inputs.output_gradient[rank])?;
             }
         }
-        // Addresses of tables depend on where the block lies, its size does not: plan twice.
-        let size = plan::plan(job, device, &mut memory, 0)?.words.len() * 8;
-        let refused = || ExecError::Memory {
-            rank: 0,
-            buffer: "tables".into(),
-            bytes: size as u64,
-        };
-        let block = device.allocate(size)?.ok_or_else(refused)?;
-        let planned = plan::plan(job, device, &mut memory, device.address(&block))?;
-        device.upload(device.address(&block), bytemuck::cast_slice(&planned.words))?;
+        // Addresses that a plan contains depend on where its blocks lie, their sizes do not: plan twice.
+        let sizes = plan::plan(job, dealt, &mut memory, &Blocks::none(dealt))?;
+        let (blocks, _tables) = allocate(dealt, &mut memory, &sizes)?;
+        let plan = plan::plan(job, dealt, &mut memory, &blocks)?;
+        for (device, (at, words)) in self
+            .gpus
+            .all()
+            .iter()
+            .zip(blocks.tables.iter().zip(&plan.tables))
+        {
+            device.upload(*at, bytemuck::cast_slice(words))?;
+        }
 
-        let shared = self
-            .settings
-            .ranks_apart
-            .then(|| device.stream())
-            .transpose()?;
-        let lane = |_| Lane::new(device, shared.as_ref());
-        let lanes: Vec<Lane> = (0..world).map(lane).collect::<Result<_, _>>()?;
-        let times = streams::play(device, job, &memory, &lanes, &planned)?;
+        let lanes = Lane::of_ranks(dealt, self.settings.ranks_apart)?;
+        let times = streams::play(dealt, job, &memory, &lanes, &plan)?;
         let outputs = (0..world)
-            .map(|rank| self.outputs(job, &memory, rank))
+            .map(|rank| Self::outputs(dealt.of(rank), job, &memory, rank))
             .collect::<Result<Vec<_>, _>>()?;
         let count = |tasks: &Vec<Vec<crate::task::Task>>| -> Vec<Count> {
             let ranks = tasks.iter().zip(&outputs).enumerate();
@@ -402,4 +377,30 @@ impl Backend for Cuda {
             outputs,
         })
     }
+}
+
+/// Blocks for what a plan made up, and what keeps the tables.
+fn allocate(
+    dealt: Dealt<'_>,
+    memory: &mut Memory,
+    plan: &plan::Plan,
+) -> Result<(Blocks, Vec<CudaSlice<u8>>), ExecError> {
+    let mut blocks = Blocks::none(dealt);
+    let mut tables = Vec::new();
+    for (device, rank) in dealt.first_ranks().enumerate() {
+        let bytes = plan.tables[device].len() * 8;
+        let table = memory::allocate(dealt.of(rank), rank, "tables", bytes)?;
+        blocks.tables[device] = dealt.of(rank).address(&table);
+        tables.push(table);
+    }
+    for (rank, addresses) in blocks.boxes.iter_mut().enumerate() {
+        for (side, extra) in [Extra::Inbox, Extra::Outbox].into_iter().enumerate() {
+            let of_ops = plan.ops.iter().map(|op| op.wires.boxes(rank)[side]);
+            let bytes = of_ops.max().unwrap_or(0);
+            if bytes > 0 {
+                addresses[side] = memory.extra(dealt.of(rank), rank, extra, bytes)?;
+            }
+        }
+    }
+    Ok((blocks, tables))
 }

@@ -1,10 +1,11 @@
 //! Tasks to steps: launches, fills and copies with device addresses. Everything a kernel reads from the host, which are
-//! tables of runs and products, is laid out here in one block that is uploaded before the step.
+//! tables of runs and products, is laid out here in one block a GPU that is uploaded before the step.
 
 use super::blas::Precision;
-use super::device::Device;
+use super::gpus::Dealt;
 use super::lists::Sum;
 use super::memory::{Extra, Memory};
+use super::wires::Wires;
 use crate::ExecError;
 use crate::backend::Job;
 use crate::task::{Matrix, Task};
@@ -40,58 +41,92 @@ pub(super) enum Step {
 /// Steps of one operation on one rank.
 pub(super) type Steps = Vec<Step>;
 
-/// Lays out steps for a block of tables at `base`.
+/// Lays out steps.
 pub(super) struct Planner<'a> {
     pub(super) job: &'a Job<'a>,
-    pub(super) device: &'a Device,
+    pub(super) dealt: Dealt<'a>,
     pub(super) memory: &'a mut Memory,
-    /// Address the tables will have.
-    pub(super) base: u64,
-    /// The tables.
-    pub(super) words: Vec<i64>,
+    /// Number of the GPU that steps are laid out for.
+    pub(super) device: usize,
+    pub(super) blocks: &'a Blocks,
+    /// The tables, by GPU.
+    pub(super) tables: Vec<Vec<i64>>,
+    /// Messages of the operation.
+    pub(super) wires: Wires,
     /// Products of the layer's tensors, whose number type kernels take.
     pub(super) layer: Precision,
     /// Products of its gate.
     pub(super) gate: Precision,
 }
 
-/// Steps by operation and rank, and the tables they read.
+/// What one operation is to the GPUs.
 pub(super) struct Planned {
-    pub(super) steps: Vec<Vec<Steps>>,
-    pub(super) words: Vec<i64>,
+    /// Messages between GPUs, which go before the steps.
+    pub(super) wires: Wires,
+    /// By rank.
+    pub(super) steps: Vec<Steps>,
 }
 
-/// Plans a whole step whose tables will lie at `base`. Their size does not depend on it.
+/// A whole step: its operations, and the tables that they read, by GPU.
+pub(super) struct Plan {
+    pub(super) ops: Vec<Planned>,
+    pub(super) tables: Vec<Vec<i64>>,
+}
+
+/// Where the blocks lie that hold what a plan made up.
+pub(super) struct Blocks {
+    /// Tables, by GPU.
+    pub(super) tables: Vec<u64>,
+    /// Inbox and outbox, by rank.
+    pub(super) boxes: Vec<[u64; 2]>,
+}
+
+impl Blocks {
+    /// Before there are any: sizes do not depend on addresses.
+    pub(super) fn none(dealt: Dealt<'_>) -> Blocks {
+        Blocks {
+            tables: vec![0; dealt.devices()],
+            boxes: vec![[0; 2]; dealt.world],
+        }
+    }
+}
+
+/// Plans a whole step.
 pub(super) fn plan(
     job: &Job<'_>,
-    device: &Device,
+    dealt: Dealt<'_>,
     memory: &mut Memory,
-    base: u64,
-) -> Result<Planned, ExecError> {
+    blocks: &Blocks,
+) -> Result<Plan, ExecError> {
     let mut planner = Planner {
         job,
-        device,
+        dealt,
         memory,
-        base,
-        words: Vec::new(),
+        device: 0,
+        blocks,
+        tables: vec![Vec::new(); dealt.devices()],
+        wires: Wires::default(),
         layer: Precision::of_layer(job.program.dtype),
         gate: Precision::of_gate(job.program.dtype),
     };
-    let mut steps = Vec::new();
+    let mut ops = Vec::new();
     for ranks in &job.lowered.tasks {
-        let mut of_op = Vec::new();
+        planner.wires = Wires::new(dealt.world);
+        let mut steps = Vec::new();
         for (rank, tasks) in ranks.iter().enumerate() {
+            planner.device = dealt.device_of(rank);
             let mut of_rank = Vec::new();
             for task in tasks {
                 planner.task(rank, task, &mut of_rank)?;
             }
-            of_op.push(of_rank);
+            steps.push(of_rank);
         }
-        steps.push(of_op);
+        let wires = std::mem::take(&mut planner.wires);
+        ops.push(Planned { wires, steps });
     }
-    Ok(Planned {
-        steps,
-        words: planner.words,
+    Ok(Plan {
+        ops,
+        tables: planner.tables,
     })
 }
 
@@ -109,7 +144,7 @@ impl Precision {
 
 impl Planner<'_> {
     pub(super) fn at(&self, rank: usize, buffer: BufferId) -> u64 {
-        self.memory.at(self.device, rank, buffer)
+        self.memory.at(rank, buffer)
     }
 
     pub(super) fn extra(
@@ -118,7 +153,7 @@ impl Planner<'_> {
         extra: Extra,
         bytes: usize,
     ) -> Result<u64, ExecError> {
-        self.memory.extra(self.device, rank, extra, bytes)
+        self.memory.extra(self.dealt.of(rank), rank, extra, bytes)
     }
 
     /// Where rows are set aside while they are repeated or summed: enough for the largest such task of a rank.
@@ -134,10 +169,11 @@ impl Planner<'_> {
         self.extra(rank, Extra::Staging, bytes)
     }
 
-    /// Puts a table into the block; its address.
+    /// Puts a table into the GPU's block; its address.
     pub(super) fn table(&mut self, words: &[i64]) -> u64 {
-        let at = self.base + 8 * self.words.len() as u64;
-        self.words.extend_from_slice(words);
+        let table = &mut self.tables[self.device];
+        let at = self.blocks.tables[self.device] + 8 * table.len() as u64;
+        table.extend_from_slice(words);
         at
     }
 
@@ -432,21 +468,18 @@ impl Planner<'_> {
                 width,
                 copies,
             } => {
-                let runs = copies
-                    .iter()
-                    .map(|copy| self.copy_run(copy, *width))
-                    .collect();
                 let target = self.at(rank, *target);
+                let runs = self.pulled(rank, target, *width, copies);
                 self.copy(target, runs, steps);
             }
             Task::PullSum { target, copies } => {
-                let parts = copies.first().map_or(0, Vec::len);
-                let sums = (0..parts).map(|part| {
-                    let of_part = copies.iter().map(|of_rank| &of_rank[part]);
-                    let sources = of_part.clone().map(|copy| {
-                        self.at(copy.rank, copy.buffer) as i64 + copy.from as i64 * self.size()
-                    });
-                    let here = &copies[0][part];
+                let from: Vec<Vec<i64>> = copies
+                    .iter()
+                    .map(|of_rank| self.gathered(rank, of_rank))
+                    .collect();
+                let parts = copies.first().into_iter().flatten().enumerate();
+                let sums = parts.map(|(part, here)| {
+                    let sources = from.iter().map(|of_rank| of_rank[part]);
                     (here.to as i64, here.rows as i64, sources.collect())
                 });
                 let sums: Vec<Sum> = sums.collect();

@@ -4,10 +4,16 @@
 //! first member waits for all of them, and everybody waits for that one; the same again when they leave, since what was
 //! sent may be overwritten only when all have it. The host issues operations in program order, so an event is
 //! always recorded before it is waited for.
+//!
+//! Between GPUs, events order streams as they do on one; times are told from an origin of each GPU's own, which its
+//! streams reach when that of the first GPU has passed.
 
-use super::device::{Device, refused};
+use super::device::{Device, mark, refused};
+use super::gpus::Dealt;
 use super::memory::{Extra, Memory};
-use super::plan::{Planned, Step};
+use super::nccl::{End, Message};
+use super::plan::{Plan, Planned, Step};
+use super::wires::Wires;
 use crate::ExecError;
 use crate::assign::order;
 use crate::backend::Job;
@@ -27,14 +33,25 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Streams of a rank; with `apart` given, the one stream that all ranks share.
-    pub(super) fn new(device: &Device, apart: Option<&Arc<CudaStream>>) -> Result<Lane, ExecError> {
-        let stream = || apart.map_or_else(|| device.stream(), |shared| Ok(shared.clone()));
-        Ok(Lane {
-            compute: stream()?,
-            communication: stream()?,
-            meeting: stream()?,
-        })
+    /// Streams of every rank; where they run `apart`, the one stream that all share.
+    ///
+    /// # Errors
+    /// Ranks apart on several GPUs: messages between them are timed at both ends at once.
+    pub(super) fn of_ranks(dealt: Dealt<'_>, apart: bool) -> Result<Vec<Lane>, ExecError> {
+        if apart && dealt.devices() > 1 {
+            let expected = "1 where ranks run one after the other";
+            return Err(ExecError::input("devices", expected, dealt.devices()));
+        }
+        let shared = apart.then(|| dealt.of(0).stream()).transpose()?;
+        let lane = |rank| {
+            let stream = || shared.clone().map_or_else(|| dealt.of(rank).stream(), Ok);
+            Ok(Lane {
+                compute: stream()?,
+                communication: stream()?,
+                meeting: stream()?,
+            })
+        };
+        (0..dealt.world).map(lane).collect()
     }
 
     fn of(&self, stream: Stream) -> &Arc<CudaStream> {
@@ -46,7 +63,7 @@ impl Lane {
 }
 
 struct Play<'a> {
-    device: &'a Device,
+    dealt: Dealt<'a>,
     job: &'a Job<'a>,
     memory: &'a Memory,
     lanes: &'a [Lane],
@@ -72,43 +89,48 @@ pub(super) struct Times {
 
 /// Enqueues everything, waits, and reads the times.
 pub(super) fn play(
-    device: &Device,
+    dealt: Dealt<'_>,
     job: &Job<'_>,
     memory: &Memory,
     lanes: &[Lane],
-    planned: &Planned,
+    plan: &Plan,
 ) -> Result<Times, ExecError> {
     let (world, ops) = (job.program.world_size, job.program.ops.len());
-    let origin = device.event()?;
     let mut play = Play {
-        device,
+        dealt,
         job,
         memory,
         lanes,
         marks: Vec::with_capacity(ops),
     };
-    play.record(&origin, &lanes[0].compute)?;
-    for lane in lanes {
+    let mut origins: Vec<CudaEvent> = Vec::new();
+    for rank in dealt.first_ranks() {
+        if let Some(first) = origins.first() {
+            play.wait(&lanes[rank].compute, first)?;
+        }
+        origins.push(mark(&lanes[rank].compute)?);
+    }
+    for (rank, lane) in lanes.iter().enumerate() {
         for stream in [&lane.compute, &lane.communication] {
-            play.wait(stream, &origin)?;
+            play.wait(stream, &origins[dealt.device_of(rank)])?;
         }
     }
     for (id, op) in job.program.iter() {
-        let steps = &planned.steps[id.index()];
+        let planned = &plan.ops[id.index()];
         let marks = match op.kind.scope(&job.program.traffic) {
             None => (0..world)
-                .map(|rank| play.alone(rank, op, &steps[rank]))
+                .map(|rank| play.alone(rank, op, &planned.steps[rank]))
                 .collect(),
-            Some(scope) => play.together(scope, op, steps),
+            Some(scope) => play.together(scope, op, planned),
         };
         play.marks.push(marks?);
         if matches!(op.kind, OpKind::CapacitySync) {
             play.agree(op)?;
         }
     }
-    device.synchronize()?;
-    let since = |event: &CudaEvent| {
-        let milliseconds = origin
+    dealt.synchronize()?;
+    let since = |rank: usize, event: &CudaEvent| {
+        let milliseconds = origins[dealt.device_of(rank)]
             .elapsed_ms(event)
             .map_err(|error| refused("reading a time", error))?;
         Ok(Time::from_secs_f64(f64::from(milliseconds) * 1e-3))
@@ -117,16 +139,18 @@ pub(super) fn play(
     for rank in 0..world {
         for marks in play.marks.iter().map(|ranks| &ranks[rank]) {
             spans.push(Span {
-                start: since(&marks.start)?,
-                end: since(&marks.end)?,
+                start: since(rank, &marks.start)?,
+                end: since(rank, &marks.end)?,
             });
         }
     }
-    let busy = |marks: &Marks| Ok(since(&marks.done)?.saturating_sub(since(&marks.start)?));
+    let busy = |(rank, marks): (usize, &Marks)| {
+        Ok(since(rank, &marks.done)?.saturating_sub(since(rank, &marks.start)?))
+    };
     let busy = play
         .marks
         .iter()
-        .map(|ranks| ranks.iter().map(busy).collect());
+        .map(|ranks| ranks.iter().enumerate().map(busy).collect());
     let busy = busy.collect::<Result<Vec<Vec<Time>>, ExecError>>()?;
     Ok(Times {
         timeline: Timeline::new(world, ops, spans),
@@ -135,23 +159,10 @@ pub(super) fn play(
 }
 
 impl Play<'_> {
-    fn record(&self, event: &CudaEvent, stream: &CudaStream) -> Result<(), ExecError> {
-        event
-            .record(stream)
-            .map_err(|error| refused("recording an event", error))
-    }
-
     fn wait(&self, stream: &CudaStream, event: &CudaEvent) -> Result<(), ExecError> {
         stream
             .wait(event)
             .map_err(|error| refused("waiting for an event", error))
-    }
-
-    /// A new event, recorded.
-    fn mark(&self, stream: &CudaStream) -> Result<CudaEvent, ExecError> {
-        let event = self.device.event()?;
-        self.record(&event, stream)?;
-        Ok(event)
     }
 
     /// Waits for what `op` comes after, as far as it is on another stream.
@@ -170,31 +181,31 @@ impl Play<'_> {
     fn alone(&self, rank: usize, op: &Op, steps: &[Step]) -> Result<Marks, ExecError> {
         let stream = self.lanes[rank].of(op.stream);
         self.await_others(rank, op)?;
-        let start = self.mark(stream)?;
-        self.enqueue(stream, steps)?;
+        let start = mark(stream)?;
+        self.enqueue(rank, stream, steps)?;
         Ok(Marks {
             start,
-            done: self.mark(stream)?,
-            end: self.mark(stream)?,
+            done: mark(stream)?,
+            end: mark(stream)?,
         })
     }
 
-    fn together(
-        &self,
-        scope: Scope,
-        op: &Op,
-        steps: &[Vec<Step>],
-    ) -> Result<Vec<Marks>, ExecError> {
+    fn together(&self, scope: Scope, op: &Op, planned: &Planned) -> Result<Vec<Marks>, ExecError> {
         let stream = |rank: usize| self.lanes[rank].of(op.stream);
-        for rank in 0..steps.len() {
+        for rank in 0..planned.steps.len() {
             self.await_others(rank, op)?;
         }
         self.meet(scope, op.stream)?;
-        let mut halves = Vec::with_capacity(steps.len());
-        for (rank, steps) in steps.iter().enumerate() {
-            let start = self.mark(stream(rank))?;
-            self.enqueue(stream(rank), steps)?;
-            halves.push((start, self.mark(stream(rank))?));
+        let sent = match planned.wires.is_used() {
+            true => Some(self.send(op, &planned.wires)?),
+            false => None,
+        };
+        let mut sent = sent.into_iter().flatten();
+        let mut halves = Vec::with_capacity(planned.steps.len());
+        for (rank, steps) in planned.steps.iter().enumerate() {
+            let start = sent.next().map_or_else(|| mark(stream(rank)), Ok)?;
+            self.enqueue(rank, stream(rank), steps)?;
+            halves.push((start, mark(stream(rank))?));
         }
         self.meet(scope, op.stream)?;
         let halves = halves.into_iter().enumerate();
@@ -203,10 +214,35 @@ impl Play<'_> {
                 Ok(Marks {
                     start,
                     done,
-                    end: self.mark(stream(rank))?,
+                    end: mark(stream(rank))?,
                 })
             })
             .collect()
+    }
+
+    /// Sends what goes between GPUs; where every rank started.
+    fn send(&self, op: &Op, wires: &Wires) -> Result<Vec<CudaEvent>, ExecError> {
+        let stream = |rank: usize| self.lanes[rank].of(op.stream);
+        let mut starts = Vec::with_capacity(wires.packing.len());
+        for (rank, packing) in wires.packing.iter().enumerate() {
+            starts.push(mark(stream(rank))?);
+            self.enqueue(rank, stream(rank), packing)?;
+        }
+        let end = |rank: usize, at: u64| End {
+            device: self.dealt.device_of(rank),
+            stream: stream(rank),
+            at,
+        };
+        let messages = wires.parcels.iter().map(|parcel| Message {
+            from: end(parcel.sender, parcel.from),
+            to: end(parcel.receiver, parcel.to),
+            bytes: parcel.bytes,
+        });
+        let messages: Vec<Message<'_>> = messages.collect();
+        if let Some(nccl) = self.dealt.nccl() {
+            nccl.exchange(&messages)?;
+        }
+        Ok(starts)
     }
 
     /// Lets the streams of every group wait for each other.
@@ -217,10 +253,10 @@ impl Play<'_> {
             let members = || (0..world).filter(move |&rank| scope.group_of(rank) == group);
             let meeting = &self.lanes[first].meeting;
             for rank in members() {
-                let come = self.mark(self.lanes[rank].of(stream))?;
+                let come = mark(self.lanes[rank].of(stream))?;
                 self.wait(meeting, &come)?;
             }
-            let all = self.mark(meeting)?;
+            let all = mark(meeting)?;
             for rank in members() {
                 self.wait(self.lanes[rank].of(stream), &all)?;
             }
@@ -228,33 +264,42 @@ impl Play<'_> {
         Ok(())
     }
 
-    fn enqueue(&self, stream: &Arc<CudaStream>, steps: &[Step]) -> Result<(), ExecError> {
+    fn enqueue(
+        &self,
+        rank: usize,
+        stream: &Arc<CudaStream>,
+        steps: &[Step],
+    ) -> Result<(), ExecError> {
+        let device = self.dealt.of(rank);
         for step in steps {
             match step {
-                Step::Launch(launch) => self.device.launch(stream, launch)?,
+                Step::Launch(launch) => device.launch(stream, launch)?,
                 Step::Zero { bytes: 0, .. } | Step::Copy { bytes: 0, .. } => {}
-                Step::Zero { at, bytes } => self.device.zero(stream, *at, *bytes)?,
-                Step::Copy { to, from, bytes } => self.device.copy(stream, *to, *from, *bytes)?,
+                Step::Zero { at, bytes } => device.zero(stream, *at, *bytes)?,
+                Step::Copy { to, from, bytes } => device.copy(stream, *to, *from, *bytes)?,
                 Step::Multiply {
                     products,
                     precision,
                     fallback,
-                } => match &self.device.blas {
-                    Some(blas) => blas.multiply(stream, products, *precision)?,
-                    None => self.device.launch(stream, fallback)?,
-                },
-                Step::Prioritize { scores, order } => self.prioritize(stream, *scores, *order)?,
+                } => device.multiply(stream, products, *precision, fallback)?,
+                Step::Prioritize { scores, order } => {
+                    self.prioritize(device, stream, *scores, *order)?;
+                }
             }
         }
         Ok(())
     }
 
     /// Sorts the tokens by their best score on the host: the stream waits for it.
-    fn prioritize(&self, stream: &CudaStream, scores: u64, to: u64) -> Result<(), ExecError> {
+    fn prioritize(
+        &self,
+        device: &Device,
+        stream: &CudaStream,
+        scores: u64,
+        to: u64,
+    ) -> Result<(), ExecError> {
         let geometry = &self.job.lowered.geometry;
-        let scores =
-            self.device
-                .download(stream, scores, geometry.tokens * geometry.experts * 4)?;
+        let scores = device.download(stream, scores, geometry.tokens * geometry.experts * 4)?;
         let scores = from_bytes(DType::Fp32, &scores);
         let rows = scores.chunks_exact(geometry.experts);
         let best: Vec<f32> = rows
@@ -264,19 +309,20 @@ impl Play<'_> {
             .iter()
             .flat_map(|token| token.to_ne_bytes())
             .collect();
-        self.device.upload(to, &order)
+        device.upload(to, &order)
     }
 
     /// The host reads every rank's counts and holds the largest against the capacity the step was compiled for.
     fn agree(&self, op: &Op) -> Result<(), ExecError> {
         let mut largest = 0;
         for (rank, lane) in self.lanes.iter().enumerate() {
-            let Some((totals, bytes)) = self.memory.known(self.device, rank, Extra::Totals) else {
+            let Some(totals) = self.memory.known(rank, Extra::Totals) else {
                 return Err(ExecError::Disagrees(
                     "a capacity is agreed on before the gate".into(),
                 ));
             };
-            let counts = self.device.download(lane.of(op.stream), totals, bytes)?;
+            let device = self.dealt.of(rank);
+            let counts = device.download(lane.of(op.stream), totals.at, totals.bytes)?;
             largest = words(&counts).into_iter().fold(largest, u32::max);
         }
         let limit = self.job.lowered.geometry.limit as u64;

@@ -1,12 +1,14 @@
 //! The symbols of `libcublas.so` that the backend calls: a product is enqueued on the handle's stream and
 //! computed as the interface defines it, column-major, by naive loops that sum in fp32.
 
+use crate::driver::current;
 use crate::machine::{self, code};
 use half::{bf16, f16};
 use moeplan_kernels::host::Allocation;
 use std::ffi::{c_int, c_longlong, c_void};
 
 const SUCCESS: c_int = 0;
+const NOT_INITIALIZED: c_int = 1;
 const INVALID_VALUE: c_int = 7;
 const EXECUTION_FAILED: c_int = 13;
 const NOT_SUPPORTED: c_int = 15;
@@ -73,13 +75,23 @@ impl Number {
     }
 }
 
-/// A handle: its stream.
-pub struct Handle(u64);
+/// A handle: the device it was made on, and its stream.
+pub struct Handle {
+    device: u64,
+    stream: u64,
+}
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasCreate_v2(handle: *mut *mut Handle) -> c_int {
+    let Ok(device) = current() else {
+        return NOT_INITIALIZED;
+    };
+    let new = Handle {
+        device,
+        stream: device,
+    };
     // SAFETY: an out-parameter of the caller.
-    unsafe { *handle = Box::into_raw(Box::new(Handle(0))) };
+    unsafe { *handle = Box::into_raw(Box::new(new)) };
     SUCCESS
 }
 
@@ -93,7 +105,7 @@ pub unsafe extern "C" fn cublasDestroy_v2(handle: *mut Handle) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasSetStream_v2(handle: *mut Handle, stream: u64) -> c_int {
     // SAFETY: a handle of the caller.
-    unsafe { (*handle).0 = stream };
+    unsafe { (*handle).stream = stream };
     SUCCESS
 }
 
@@ -181,7 +193,13 @@ pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
     );
     let c = matrix(c, c_leading, 0, c_stride);
     // SAFETY: scalars of the caller, read before the call returns; a handle of the caller.
-    let (alpha, beta, stream) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>(), (*handle).0) };
+    let (alpha, beta, handle) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>(), &*handle) };
+    let stream = handle.stream;
+    let here = machine::with(|machine| machine.device_of(stream)) == Ok(handle.device);
+    if !here || current() != Ok(handle.device) {
+        crate::module::complain("cublasGemmStridedBatchedEx: a handle or stream of another device");
+        return INVALID_VALUE;
+    }
     let work = move |allocations: &[Allocation]| {
         let inside = a.fits(batches, m, k, allocations)
             && b.fits(batches, k, n, allocations)

@@ -1,5 +1,6 @@
-//! The device: memory, streams, events, and the order in which enqueued work runs.
+//! The devices: memory, streams, events, and the order in which enqueued work runs.
 
+use crate::nccl::Exchange;
 use moeplan_kernels::host::Allocation;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ pub(crate) mod code {
     pub(crate) const OUT_OF_MEMORY: i32 = 2;
     pub(crate) const INVALID_DEVICE: i32 = 101;
     pub(crate) const INVALID_IMAGE: i32 = 200;
+    pub(crate) const INVALID_CONTEXT: i32 = 201;
     pub(crate) const INVALID_HANDLE: i32 = 400;
     pub(crate) const NOT_FOUND: i32 = 500;
     pub(crate) const NOT_READY: i32 = 600;
@@ -21,7 +23,7 @@ pub(crate) mod code {
 /// Work on a stream. It returns what went wrong, which from then on is the answer to every call.
 type Work = Box<dyn FnOnce(&[Allocation]) -> Result<(), i32> + Send>;
 
-enum Entry {
+pub(crate) enum Entry {
     Work(Work),
     /// Release of memory.
     Free(u64),
@@ -35,6 +37,8 @@ enum Entry {
         event: u64,
         record: u64,
     },
+    /// Sends and receives of one communicator, which are at the head of all their streams at once.
+    Launch(u64),
 }
 
 struct Queued {
@@ -43,8 +47,15 @@ struct Queued {
     entry: Entry,
 }
 
+/// A stream and the device it is of.
+struct Stream {
+    device: u64,
+    entries: VecDeque<Queued>,
+}
+
 #[derive(Default)]
 struct Event {
+    device: u64,
     recorded: u64,
     completed: u64,
     at: Option<Instant>,
@@ -55,6 +66,7 @@ struct Block {
     /// 16-byte units, so that addresses are aligned.
     storage: Box<[u128]>,
     bytes: u64,
+    device: u64,
 }
 
 /// Order in which heads of streams run.
@@ -68,17 +80,18 @@ enum Order {
     LatestIssued,
 }
 
-/// The state of the device.
+/// The state of all devices.
 pub(crate) struct Machine {
     order: Order,
     drop_wait: Option<u64>,
     waits: u64,
+    /// Bytes of each device, and how many of them are allocated.
     capacity: u64,
-    used: u64,
-    peak: u64,
+    used: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     pinned: BTreeMap<u64, usize>,
-    streams: BTreeMap<u64, VecDeque<Queued>>,
+    streams: BTreeMap<u64, Stream>,
+    pub(crate) exchange: Exchange,
     events: BTreeMap<u64, Event>,
     next: u64,
     issued: u64,
@@ -96,7 +109,12 @@ pub(crate) fn setting(name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// Runs `f` on the device.
+/// Number of devices.
+pub(crate) fn devices() -> u64 {
+    setting("STAND_IN_DEVICES", 1)
+}
+
+/// Runs `f` on the devices.
 pub(crate) fn with<T>(f: impl FnOnce(&mut Machine) -> T) -> T {
     let mut machine: MutexGuard<'_, Option<Machine>> =
         MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,12 +136,14 @@ impl Machine {
                 .and_then(|n| n.parse().ok()),
             waits: 0,
             capacity: setting("STAND_IN_MEMORY", 4 << 30),
-            used: 0,
-            peak: 0,
+            used: vec![0; devices() as usize],
             blocks: BTreeMap::new(),
             pinned: BTreeMap::new(),
-            // The default stream.
-            streams: BTreeMap::from([(0, VecDeque::new())]),
+            // The default streams have the numbers of their devices, which are below all handles.
+            streams: (0..devices())
+                .map(|device| (device, Stream::new(device)))
+                .collect(),
+            exchange: Exchange::default(),
             events: BTreeMap::new(),
             next: 0x1000,
             issued: 0,
@@ -140,18 +160,23 @@ impl Machine {
     // ------------------------------------------------------------------------------------- memory
 
     /// Allocates, filled with 0xff: uninitialised floats read as NaN.
-    pub(crate) fn allocate(&mut self, bytes: u64) -> Result<u64, i32> {
+    pub(crate) fn allocate(&mut self, device: u64, bytes: u64) -> Result<u64, i32> {
         if bytes == 0 {
             return Err(code::INVALID_VALUE);
         }
-        if bytes > self.capacity - self.used {
+        let used = &mut self.used[device as usize];
+        if bytes > self.capacity - *used {
             return Err(code::OUT_OF_MEMORY);
         }
         let storage = vec![u128::MAX; (bytes as usize).div_ceil(16)].into_boxed_slice();
         let address = storage.as_ptr() as u64;
-        self.used += bytes;
-        self.peak = self.peak.max(self.used);
-        self.blocks.insert(address, Block { storage, bytes });
+        *used += bytes;
+        let block = Block {
+            storage,
+            bytes,
+            device,
+        };
+        self.blocks.insert(address, block);
         Ok(address)
     }
 
@@ -159,19 +184,21 @@ impl Machine {
     pub(crate) fn free(&mut self, address: u64) -> Result<(), i32> {
         let block = self.blocks.remove(&address).ok_or(code::INVALID_VALUE)?;
         debug_assert!(block.storage.len() * 16 >= block.bytes as usize);
-        self.used -= block.bytes;
+        self.used[block.device as usize] -= block.bytes;
         Ok(())
     }
 
-    /// Whether `bytes` from `address` lie in one live allocation.
-    pub(crate) fn holds(&self, address: u64, bytes: u64) -> bool {
+    /// Whether `bytes` from `address` lie in one live allocation of `device`.
+    pub(crate) fn holds(&self, device: u64, address: u64, bytes: u64) -> bool {
         let before = self.blocks.range(..=address).next_back();
-        before.is_some_and(|(first, block)| address + bytes <= first + block.bytes)
+        before.is_some_and(|(first, block)| {
+            block.device == device && address + bytes <= first + block.bytes
+        })
     }
 
-    /// Free and total bytes.
-    pub(crate) fn memory(&self) -> (u64, u64) {
-        (self.capacity - self.used, self.capacity)
+    /// Free and total bytes of a device.
+    pub(crate) fn memory(&self, device: u64) -> (u64, u64) {
+        (self.capacity - self.used[device as usize], self.capacity)
     }
 
     /// Page-locked host memory.
@@ -201,10 +228,32 @@ impl Machine {
     // ------------------------------------------------------------------------------------- streams
 
     /// Creates a stream.
-    pub(crate) fn stream(&mut self) -> u64 {
+    pub(crate) fn stream(&mut self, device: u64) -> u64 {
         let stream = self.handle();
-        self.streams.insert(stream, VecDeque::new());
+        self.streams.insert(stream, Stream::new(device));
         stream
+    }
+
+    /// The device that a stream is of.
+    pub(crate) fn device_of(&self, stream: u64) -> Result<u64, i32> {
+        let stream = self.streams.get(&stream).ok_or(code::INVALID_HANDLE)?;
+        Ok(stream.device)
+    }
+
+    /// Whether the next thing on a stream is that launch.
+    pub(crate) fn is_at(&self, stream: u64, launch: u64) -> bool {
+        let head = self
+            .streams
+            .get(&stream)
+            .and_then(|stream| stream.entries.front());
+        head.is_some_and(|head| matches!(head.entry, Entry::Launch(there) if there == launch))
+    }
+
+    /// Takes the next thing off a stream.
+    pub(crate) fn advance(&mut self, stream: u64) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.entries.pop_front();
+        }
     }
 
     /// Destroys a stream once its work is done.
@@ -216,14 +265,15 @@ impl Machine {
             .ok_or(code::INVALID_HANDLE)
     }
 
-    fn push(&mut self, stream: u64, entry: Entry) -> Result<(), i32> {
+    /// Enqueues something.
+    pub(crate) fn push(&mut self, stream: u64, entry: Entry) -> Result<(), i32> {
         if self.sticky != code::OK {
             return Err(self.sticky);
         }
         self.issued += 1;
         let issued = self.issued;
         let queue = self.streams.get_mut(&stream).ok_or(code::INVALID_HANDLE)?;
-        queue.push_back(Queued { issued, entry });
+        queue.entries.push_back(Queued { issued, entry });
         Ok(())
     }
 
@@ -238,11 +288,12 @@ impl Machine {
     }
 
     /// Creates an event.
-    pub(crate) fn event(&mut self, timed: bool) -> u64 {
+    pub(crate) fn event(&mut self, device: u64, timed: bool) -> u64 {
         let event = self.handle();
         self.events.insert(
             event,
             Event {
+                device,
                 timed,
                 ..Event::default()
             },
@@ -261,7 +312,11 @@ impl Machine {
 
     /// Enqueues the event's next record.
     pub(crate) fn record(&mut self, stream: u64, event: u64) -> Result<(), i32> {
+        let device = self.device_of(stream)?;
         let known = self.events.get_mut(&event).ok_or(code::INVALID_HANDLE)?;
+        if known.device != device {
+            return Err(code::INVALID_HANDLE);
+        }
         known.recorded += 1;
         let record = known.recorded;
         self.push(stream, Entry::Record { event, record })
@@ -303,6 +358,9 @@ impl Machine {
             let event = self.events.get(&event).ok_or(code::INVALID_HANDLE)?;
             event.at.filter(|_| event.timed).ok_or(code::INVALID_HANDLE)
         };
+        if self.events[&from].device != self.events[&to].device {
+            return Err(code::INVALID_HANDLE);
+        }
         let (from, to) = (moment(from)?, moment(to)?);
         let sign = if to >= from { 1.0 } else { -1.0 };
         let span = if to >= from { to - from } else { from - to };
@@ -316,7 +374,7 @@ impl Machine {
         if !self.streams.contains_key(&stream) {
             return Err(code::INVALID_HANDLE);
         }
-        self.run_until(|machine| machine.streams[&stream].is_empty())
+        self.run_until(|machine| machine.streams[&stream].entries.is_empty())
     }
 
     /// Runs until the event's latest record is reached.
@@ -327,15 +385,17 @@ impl Machine {
         self.run_until(|machine| machine.query(event).is_ok())
     }
 
-    /// Runs everything.
-    pub(crate) fn synchronize_all(&mut self) -> Result<(), i32> {
-        self.run_until(|machine| machine.streams.values().all(VecDeque::is_empty))
+    /// Runs everything of a device.
+    pub(crate) fn synchronize_device(&mut self, device: u64) -> Result<(), i32> {
+        let done = |stream: &Stream| stream.device != device || stream.entries.is_empty();
+        self.run_until(|machine| machine.streams.values().all(done))
     }
 
     fn run_until(&mut self, done: impl Fn(&Machine) -> bool) -> Result<(), i32> {
         while self.sticky == code::OK && !done(self) {
             let Some(stream) = self.choose() else {
-                // Waits are for records issued before them, so some head can always run.
+                // Waits are for records issued before them, so messages hold up everything: NCCL would wait for ever.
+                self.unmatched();
                 self.sticky = code::LAUNCH_FAILED;
                 break;
             };
@@ -356,10 +416,11 @@ impl Machine {
                 .events
                 .get(event)
                 .is_none_or(|event| event.completed >= *record),
+            Entry::Launch(launch) => self.can_run(*launch),
             Entry::Work(_) | Entry::Free(_) | Entry::Record { .. } => true,
         };
         let heads = self.streams.iter().filter_map(|(&stream, queue)| {
-            let head = queue.front()?;
+            let head = queue.entries.front()?;
             runnable(&head.entry).then_some((stream, head.issued))
         });
         let heads: Vec<(u64, u64)> = heads.collect();
@@ -380,7 +441,8 @@ impl Machine {
 
     fn step(&mut self, stream: u64) -> Result<(), i32> {
         let queue = self.streams.get_mut(&stream).ok_or(code::INVALID_HANDLE)?;
-        let Some(head) = queue.pop_front() else {
+        let device = queue.device;
+        let Some(head) = queue.entries.pop_front() else {
             return Ok(());
         };
         match head.entry {
@@ -388,6 +450,7 @@ impl Machine {
                 let allocations: Vec<Allocation> = self
                     .blocks
                     .iter()
+                    .filter(|(_, block)| block.device == device)
                     .map(|(&first, block)| Allocation {
                         first,
                         bytes: block.bytes,
@@ -404,19 +467,21 @@ impl Machine {
                 Ok(())
             }
             Entry::Wait { .. } => Ok(()),
+            Entry::Launch(launch) => self.transfer(launch, stream),
         }
     }
 
-    /// The failure that every call answers with from now on.
-    pub(crate) fn status(&self) -> Result<(), i32> {
-        match self.sticky {
-            code::OK => Ok(()),
-            why => Err(why),
-        }
+    /// Bytes allocated now on all devices.
+    pub(crate) fn usage(&self) -> u64 {
+        self.used.iter().sum()
     }
+}
 
-    /// Bytes allocated now, and at most.
-    pub(crate) fn usage(&self) -> (u64, u64) {
-        (self.used, self.peak)
+impl Stream {
+    fn new(device: u64) -> Stream {
+        Stream {
+            device,
+            entries: VecDeque::new(),
+        }
     }
 }

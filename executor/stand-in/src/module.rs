@@ -7,10 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-static MODULES: LazyLock<Mutex<BTreeMap<u64, BTreeSet<String>>>> = LazyLock::new(Mutex::default);
+/// What was loaded.
+#[derive(Default)]
+struct Loaded {
+    /// Device and entry points of every module.
+    modules: BTreeMap<u64, (u64, BTreeSet<String>)>,
+    /// Kernels that were asked for, and their devices: the first has handle 1.
+    functions: Vec<(&'static HostKernel, u64)>,
+}
 
-/// Loads PTX text: every entry point must have parameters of the sizes that the host build has.
-pub(crate) fn load(handle: u64, ptx: &str) -> Result<(), i32> {
+static LOADED: LazyLock<Mutex<Loaded>> = LazyLock::new(Mutex::default);
+
+/// Loads PTX text on a device: every entry point must have parameters of the sizes that the host build has.
+pub(crate) fn load(handle: u64, device: u64, ptx: &str) -> Result<(), i32> {
     if !ptx.contains(".version") {
         return Err(code::INVALID_IMAGE);
     }
@@ -33,28 +42,38 @@ pub(crate) fn load(handle: u64, ptx: &str) -> Result<(), i32> {
     if entries.is_empty() {
         return Err(code::INVALID_IMAGE);
     }
-    lock().insert(handle, entries);
+    lock().modules.insert(handle, (device, entries));
     Ok(())
 }
 
 /// Unloads a module.
 pub(crate) fn unload(handle: u64) -> Result<(), i32> {
     lock()
+        .modules
         .remove(&handle)
         .map(|_| ())
         .ok_or(code::INVALID_HANDLE)
 }
 
-/// An entry point of a module.
-pub(crate) fn function(module: u64, name: &str) -> Result<&'static HostKernel, i32> {
-    let known = lock()
-        .get(&module)
-        .is_some_and(|entries| entries.contains(name));
-    host::find(name).filter(|_| known).ok_or(code::NOT_FOUND)
+/// Handle of an entry point of a module.
+pub(crate) fn function(module: u64, name: &str) -> Result<u64, i32> {
+    let mut loaded = lock();
+    let (device, entries) = loaded.modules.get(&module).ok_or(code::NOT_FOUND)?;
+    let (device, known) = (*device, entries.contains(name));
+    let kernel = host::find(name).filter(|_| known).ok_or(code::NOT_FOUND)?;
+    loaded.functions.push((kernel, device));
+    Ok(loaded.functions.len() as u64)
 }
 
-fn lock() -> std::sync::MutexGuard<'static, BTreeMap<u64, BTreeSet<String>>> {
-    MODULES.lock().unwrap_or_else(PoisonError::into_inner)
+/// Kernel and device of a handle.
+pub(crate) fn kernel(function: u64) -> Result<(&'static HostKernel, u64), i32> {
+    let index = (function as usize).wrapping_sub(1);
+    let kernel = lock().functions.get(index).copied();
+    kernel.ok_or(code::INVALID_HANDLE)
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Loaded> {
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn size(parameter: &str) -> char {

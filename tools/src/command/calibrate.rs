@@ -2,6 +2,7 @@
 
 use crate::calibrate::{calibrate, to_toml};
 use crate::error::{Error, Exit};
+use crate::machine::Gpus;
 use crate::output::Answer;
 use crate::output::numbers::percent;
 use crate::resolve::Given;
@@ -9,6 +10,7 @@ use crate::session::Session;
 use crate::settings::BackendKind;
 use moeplan_sim::hardware::Hardware;
 use serde_json::json;
+use std::num::NonZeroUsize;
 
 /// Runs `calibrate`. The hardware file is the result: it is written where `--output` says, whole or
 /// not at all, and runs done so far lie beside it until then.
@@ -19,7 +21,11 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
     let settings = given.flags.calibrate.over(&given.file.calibrate);
     let place = |field| given.place(&["calibrate"], None, field);
     let kind = settings.backend.unwrap_or_default();
-    crate::machine::backend(kind, true)?;
+    let gpus = Gpus {
+        devices: NonZeroUsize::MIN,
+        ranks_apart: true,
+    };
+    crate::machine::backend(kind, gpus)?;
     if kind == BackendKind::Cuda {
         let message = "expected cpu, found cuda: a GPU's prices are its preset's and --gemm-table's, and `moeplan \
                        validate executor --backend cuda` holds them against the GPU";

@@ -2,7 +2,7 @@
 
 use super::compare::{settings, sinks, to_json};
 use crate::error::{Error, Exit, Place};
-use crate::machine;
+use crate::machine::{self, Gpus};
 use crate::output::numbers::{count, percent, time};
 use crate::output::{Answer, comparison, perfetto};
 use crate::play::{Played, Run, Seen, Watch, refused, scenario};
@@ -84,7 +84,10 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let kind = resolved.study.execute.backend.unwrap_or_default();
-    let mut backend = machine::backend(kind, resolved.study.execute.ranks_apart)?;
+    let place = given.place(&["execute"], None, "devices");
+    let execute = &resolved.study.execute;
+    let gpus = Gpus::new(execute, execute.ranks_apart, place)?;
+    let mut backend = machine::backend(kind, gpus)?;
     let repeats = repeats(given, &resolved)?;
     let dtype = resolved.layer(0).spec.dtype;
     if !backend.dtypes().contains(&dtype) {

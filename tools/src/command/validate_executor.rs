@@ -2,7 +2,7 @@
 
 use crate::calibrate::calibrate;
 use crate::error::{Error, Exit, Place};
-use crate::machine;
+use crate::machine::{self, Gpus};
 use crate::output::Answer;
 use crate::output::numbers::{percent, time};
 use crate::output::table::Grid;
@@ -30,7 +30,8 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
     let execute = given.flags.execute.over(&given.file.execute);
     let validate = given.flags.validate.over(&given.file.validate);
     let kind = execute.backend.unwrap_or_default();
-    let mut backend = machine::backend(kind, true)?;
+    let place = given.place(&["execute"], None, "devices");
+    let mut backend = machine::backend(kind, Gpus::new(&execute, true, place)?)?;
     let setting = Setting {
         sizes: Sizes {
             tokens_per_step: validate.tokens_per_step,

@@ -5,6 +5,7 @@ use crate::validate::tables::TableKind;
 use clap::Args;
 use moeplan_sim::spec::DType;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// What runs the ranks.
@@ -34,6 +35,10 @@ pub struct ExecuteSettings {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeats: Option<usize>,
+    /// GPUs of this machine, each with a block of the ranks; several are joined by NCCL [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<NonZeroUsize>,
     /// On a GPU: ranks one after the other, so that each operation is timed alone
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -48,6 +53,7 @@ impl ExecuteSettings {
             backend: self.backend.or(file.backend),
             ranks: self.ranks.or(file.ranks),
             repeats: self.repeats.or(file.repeats),
+            devices: self.devices.or(file.devices),
             ranks_apart: self.ranks_apart || file.ranks_apart,
         }
     }

@@ -2,12 +2,15 @@
 
 use crate::fixture::{self, agree, cosine, layer};
 use moeplan_executor::assign::tokens_of;
+use moeplan_executor::backend::RankOutputs;
 use moeplan_executor::cuda::{Cuda, Settings};
 use moeplan_executor::oracle::layer as oracle;
 use moeplan_executor::{Inputs, Routing as Choice};
 use moeplan_sim::compile::Plan;
 use moeplan_sim::spec::{AllToAll, DType, Encode, Layout, Padding, ResolvedLayer};
 use moeplan_traces::{RoutingSpec, Shape};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::num::NonZeroUsize;
 
 /// What a case runs.
 struct Case {
@@ -168,6 +171,7 @@ pub(crate) fn run(name: &str) {
         cache: std::env::current_exe()
             .ok()
             .and_then(|test| Some(test.parent()?.join("stand-in/cache"))),
+        devices: std::env::var("STAND_IN_GPUS").map_or(NonZeroUsize::MIN, |n| n.parse().unwrap()),
         ..Settings::default()
     };
     let mut backend = Cuda::probe(settings).unwrap_or_else(|why| panic!("{why}"));
@@ -191,6 +195,7 @@ pub(crate) fn run(name: &str) {
             &oracle(&layer, &stored, case.limit),
             tolerance(dtype),
         );
+        println!("bits={}", bits(&case.ran.ranks));
         let (program, timeline) = (&case.program, &case.ran.timeline);
         let mut spans = (0..program.world_size).flat_map(|rank| timeline.rank(rank));
         assert!(
@@ -201,6 +206,28 @@ pub(crate) fn run(name: &str) {
     drop(backend);
     println!("waits={}", stand_in("moeplan_stand_in_waits"));
     println!("leaked={}", stand_in("moeplan_stand_in_used"));
+}
+
+/// A digest of everything that ranks leave, to the bit.
+fn bits(ranks: &[RankOutputs]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for rank in ranks {
+        let tensors = [
+            &rank.output,
+            &rank.token_gradient,
+            &rank.gate_gradient,
+            &rank.expert_gradient,
+            &rank.score_gradient,
+            &rank.assignment.scores,
+        ];
+        for value in tensors.into_iter().flatten() {
+            value.to_bits().hash(&mut hasher);
+        }
+        rank.assignment.ids.hash(&mut hasher);
+        rank.assignment.locations.hash(&mut hasher);
+        rank.balance_loss.to_bits().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// What rounding to `dtype` after every operation may do to the norm of a tensor.

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 #[path = "../../../tests/fixture/mod.rs"]
 mod fixture;
 #[cfg(test)]
@@ -39,6 +41,7 @@ const CASES: [&str; 14] = [
 fn in_a_process_of_its_own() {
     match std::env::var("STAND_IN_CASE") {
         Ok(case) if case == program::CASE => program::run(),
+        Ok(case) if case == devices::CASE => devices::run(),
         Ok(case) => cases::run(&case),
         Err(_) => {}
     }

@@ -22,6 +22,7 @@ impl Told {
 pub(crate) struct Child<'a> {
     case: &'a str,
     libraries: bool,
+    nccl: bool,
 }
 
 impl<'a> Child<'a> {
@@ -29,6 +30,7 @@ impl<'a> Child<'a> {
         Child {
             case,
             libraries: true,
+            nccl: true,
         }
     }
 
@@ -37,9 +39,14 @@ impl<'a> Child<'a> {
         self
     }
 
+    pub(crate) fn without_nccl(mut self) -> Child<'a> {
+        self.nccl = false;
+        self
+    }
+
     /// What it told, or its error output where it failed.
     pub(crate) fn run(&self, settings: &[(&str, &str)]) -> Result<Told, String> {
-        let folder = self.libraries.then(libraries);
+        let folder = self.libraries.then(|| libraries(self.nccl));
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["--exact", "in_a_process_of_its_own", "--nocapture"])
@@ -90,7 +97,7 @@ fn toolkit() -> PathBuf {
 
 /// A search path on which libcuda.so is the stand-in and libnvrtc.so is NVIDIA's where `.ci/nvrtc.sh` put it: then the
 /// very PTX that a GPU would get is loaded, and its parameters are checked. Else that is the stand-in too.
-fn libraries() -> String {
+fn libraries(nccl: bool) -> String {
     let test = std::env::current_exe().unwrap();
     let built = test.parent().unwrap();
     let stand_in = built.join("libmoeplan_stand_in.so");
@@ -99,8 +106,15 @@ fn libraries() -> String {
         "{} is built with this test",
         stand_in.display()
     );
-    let folder = built.join("stand-in");
+    let folder = built.join(if nccl {
+        "stand-in"
+    } else {
+        "stand-in/without-nccl"
+    });
     std::fs::create_dir_all(&folder).unwrap();
+    if nccl {
+        link(&stand_in, &folder.join("libnccl.so"));
+    }
     link(&stand_in, &folder.join("libcuda.so"));
     link(&stand_in, &folder.join("libcublas.so"));
     let nvrtc = fetched().join("cuda_nvrtc/lib");

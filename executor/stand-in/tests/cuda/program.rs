@@ -1,6 +1,6 @@
 //! The whole program on the CUDA backend: commands as a user gives them, their files read back.
 
-use crate::process::run as process;
+use crate::process::Child;
 use moeplan::error::Exit;
 use moeplan::session::Streams;
 use serde_json::Value;
@@ -23,10 +23,15 @@ pub(crate) fn run() {
 
 /// What `args` writes.
 fn written(args: &str) -> Result<String, String> {
+    written_on(Child::new(CASE), "1", args)
+}
+
+/// The same in a process of its own making, on a machine of `devices` GPUs.
+fn written_on(child: Child<'_>, devices: &str, args: &str) -> Result<String, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("answer");
     let args = format!("{args} --output {}", file.display());
-    process(CASE, &[("STAND_IN_ARGS", &args)])?;
+    child.run(&[("STAND_IN_ARGS", &args), ("STAND_IN_DEVICES", devices)])?;
     Ok(std::fs::read_to_string(file).unwrap())
 }
 
@@ -97,4 +102,44 @@ fn a_gpu_is_not_calibrated() {
         why.contains("--backend") && why.contains("expected cpu"),
         "{why}"
     );
+}
+
+#[test]
+fn execute_takes_several_gpus() {
+    let args = format!("{} --devices", SMALL.replace("--ranks 2", "--ranks 4"));
+    let table = written_on(Child::new(CASE), "2", &format!("{args} 2")).unwrap();
+    assert!(table.contains("ranks on 2 GPUs joined by NCCL"), "{table}");
+
+    let why = written_on(Child::new(CASE).without_nccl(), "2", &format!("{args} 2")).unwrap_err();
+    assert!(why.contains("left: MachineLacks"), "{why}");
+    assert!(
+        why.contains("--backend cuda: no CUDA backend: libnccl.so"),
+        "{why}"
+    );
+    let why = written_on(Child::new(CASE), "2", &format!("{args} 4")).unwrap_err();
+    assert!(why.contains("left: MachineLacks"), "{why}");
+    assert!(
+        why.contains("4 GPUs from number 0 on, where the machine has 2"),
+        "{why}"
+    );
+
+    for (devices, expected) in [
+        ("5", "at most one a rank, which are 4"),
+        ("2 --ranks-apart", "1 where ranks run one after the other"),
+        ("2 --backend cpu", "1, or --backend cuda"),
+    ] {
+        let args = args.replace(
+            "--backend cuda ",
+            if devices.ends_with("cpu") {
+                ""
+            } else {
+                "--backend cuda "
+            },
+        );
+        let why = written_on(Child::new(CASE), "8", &format!("{args} {devices}")).unwrap_err();
+        assert!(
+            why.contains("left: BadInput") && why.contains(expected),
+            "{devices}: {why}"
+        );
+    }
 }
