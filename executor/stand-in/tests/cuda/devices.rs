@@ -228,7 +228,7 @@ pub(crate) fn run() {
         );
         let launch = |from: u64, stream: u64| {
             let mut values = [from, own, 8];
-            let mut pointers = values.each_mut().map(|value| std::ptr::from_mut(value));
+            let mut pointers = values.each_mut().map(std::ptr::from_mut);
             call!(
                 cuda, "cuLaunchKernel", kernel => u64, 1 => u32, 1 => u32, 1 => u32, 32 => u32, 1 => u32, 1 => u32,
                 0 => u32, stream => u64, pointers.as_mut_ptr() => *mut *mut u64,
