@@ -7,6 +7,8 @@
 //! cargo run --release --example frame_rate -- target/release/moeplan long.moeplan
 //! ```
 
+#![expect(clippy::print_stdout, reason = "what it measures is its output")]
+
 use anyhow::{Context, Result, bail};
 use portable_pty::{Child, CommandBuilder, PtySize, native_pty_system};
 use std::fs;
