@@ -27,13 +27,7 @@ pub(super) fn merged(copies: impl IntoIterator<Item = RowCopy>) -> Vec<RowCopy> 
 
 /// The member of `rank`'s group that stands where `target` does in its own.
 fn hop(scope: Scope, rank: usize, target: usize) -> usize {
-    match scope {
-        Scope::World => target,
-        Scope::Strided { stride, .. } => {
-            let (from, to) = (scope.index_in_group(rank), scope.index_in_group(target));
-            rank - from * stride as usize + to * stride as usize
-        }
-    }
+    scope.peer(rank, scope.index_in_group(target))
 }
 
 /// Places pieces one after the other.

@@ -143,17 +143,7 @@ impl Scope {
 
     /// The ranks of the group of `rank`, ascending.
     pub fn members(self, rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
-        let (first, stride) = match self {
-            Scope::World => (0, 1),
-            Scope::Strided { size, stride } => {
-                let (size, stride) = (size as usize, stride as usize);
-                (
-                    rank / (size * stride) * size * stride + rank % stride,
-                    stride,
-                )
-            }
-        };
-        (0..self.group_size(world_size)).map(move |place| first + place * stride)
+        (0..self.group_size(world_size)).map(move |index| self.peer(rank, index))
     }
 
     /// Place of `rank` in its group.
