@@ -6,7 +6,6 @@ use crate::play::Run;
 use crate::settings::EconomySettings;
 use moeplan_sim::economy::{Activity, Cost, Price, PriceKind, PriceList};
 use moeplan_sim::spec::ResolvedLayer;
-use std::path::Path;
 
 /// A price list, and the kind of price in it that is paid.
 #[derive(Debug, Clone)]
@@ -18,18 +17,18 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// Reads the list that `settings` name, a path relative to `folder` where it is.
+    /// Reads the list that `settings` name.
     ///
     /// # Errors
     /// A list that cannot be used.
-    pub fn read(settings: &EconomySettings, folder: &Path) -> Result<Prices, Error> {
+    pub fn read(settings: &EconomySettings) -> Result<Prices, Error> {
         let kind = settings.price.unwrap_or_default();
         let Some(path) = &settings.price_list else {
             let list = PriceList::default();
             let name = list.name.clone();
             return Ok(Prices { list, kind, name });
         };
-        let document = Document::read(&folder.join(path))?;
+        let document = Document::read(path)?;
         let list: PriceList = document.parse()?;
         list.check()
             .map_err(|error| document.mistake(&error.field, None, &error.message))?;

@@ -12,7 +12,6 @@ use crate::settings::Study;
 use crate::summary::RunSummary;
 use moeplan_sim::spec::Strategy;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// What is shown, and under which name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +93,7 @@ pub fn run(
     let per_step = resolved.study.report.per_step;
     let economy = &resolved.study.economy;
     let prices = (!economy.is_empty())
-        .then(|| Prices::read(economy, Path::new("")))
+        .then(|| Prices::read(economy))
         .transpose()?;
     let mut runs: Vec<RunSummary> = Vec::new();
     for run in &plays.runs {

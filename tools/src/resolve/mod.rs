@@ -177,16 +177,11 @@ impl Given {
         Ok(given)
     }
 
-    /// The folder of the study file, which paths in it are relative to.
-    pub fn folder(&self) -> &Path {
-        let document = self.document.as_ref();
-        let folder = document.and_then(|document| Path::new(&document.name).parent());
-        folder.unwrap_or(Path::new(""))
-    }
-
     /// A path in the study file, which is relative to that file.
     fn beside(&self, path: &Path) -> PathBuf {
-        self.folder().join(path)
+        let document = self.document.as_ref();
+        let folder = document.and_then(|document| Path::new(&document.name).parent());
+        folder.unwrap_or(Path::new("")).join(path)
     }
 
     /// The error `error` of the specification, at the flag or line that set the field. `tables` are

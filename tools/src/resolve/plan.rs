@@ -136,7 +136,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
     };
     check_limits(given, &plan)?;
     let economy = given.economy();
-    let prices = Prices::read(&economy, std::path::Path::new(""))?;
+    let prices = Prices::read(&economy)?;
     let gemm_table = super::gemm_table(given);
     let clusters = clusters(given, &plan, &prices, gemm_table.as_deref())?;
     let model = planned(given, &plan)?;

@@ -50,7 +50,7 @@ fn simulate(sweep: &Sweep, index: usize) -> Result<Vec<Outcome>, Error> {
         cover_routing: false,
     };
     let resolved = resolve(&given, &[default])?;
-    let prices = Prices::read(&given.file.economy, given.folder())?;
+    let prices = Prices::read(&resolved.study.economy)?;
     let model = resolved.model()?;
     // A scenario talks to nobody, and runs on the threads of the sweep.
     let (mut stdout, mut stderr) = (io::sink(), io::sink());
