@@ -235,21 +235,13 @@ impl Backend for Cuda {
         let (t, d) = (layer.tokens() as usize, layer.spec.model_dim as usize);
         let (e, k) = (layer.num_experts as usize, layer.spec.top_k as usize);
         let device = self.gpus.first();
-        let allocate = |name: &str, bytes: usize| {
-            let refused = || ExecError::Memory {
-                rank: 0,
-                buffer: name.into(),
-                bytes: bytes as u64,
-            };
-            device.allocate(bytes)?.ok_or_else(refused)
-        };
+        let allocate = |name: &str, bytes: usize| memory::allocate(device, 0, name, bytes);
         let tokens = allocate("tokens", t * d * 4)?;
         let weight = allocate("gate weight", inputs.gate.len() * 4)?;
         let saved = layer.spec.gate.saved(t as u64, e as u64).unwrap_or(1);
         let directions = allocate("gate directions", saved as usize * 4)?;
         let scores = allocate("gate scores", t * e * 4)?;
         let experts = allocate("experts", t * k * 4)?;
-        let table = allocate("product", 14 * 8)?;
         let noise = allocate("gate noise", t * e * 4)?;
         let gate = to_bytes(DType::Fp32, &inputs.gate);
         device.upload(device.address(&weight), &gate)?;
@@ -260,29 +252,40 @@ impl Backend for Cuda {
             weights: w,
             directions: device.address(&directions),
         });
-        let multiply = |product: Product| {
-            let words = [Product::table(&[product]), vec![0, 1]].concat();
-            device.upload(device.address(&table), bytemuck::cast_slice(&words))?;
-            let fallback = moeplan_kernels::Gemm {
-                products: In::at(device.address(&table)),
-                chains: In::at(device.address(&table) + 12 * 8),
-                num_chains: 1,
-                rows: product.m,
-                columns: product.n,
-            };
-            let fallback = fallback.launch(Real::F32);
-            device.multiply(&device.setup, &[product], precision, &fallback)
-        };
+        // The same for every rank. What a launch reads that multiplies where cuBLAS is absent lies in `table`.
+        let parts = gate::logits([t, d, e], cosine, [x, w, s]);
+        let table = allocate("products", parts.len() * 14 * 8)?;
+        let mut words: Vec<i64> = Vec::new();
+        let mut steps = Vec::new();
+        for part in parts {
+            steps.push(match part {
+                Part::Launch(launch) => (None, launch),
+                Part::Multiply(product) => {
+                    let at = device.address(&table) + 8 * words.len() as u64;
+                    words.extend(Product::table(&[product]));
+                    words.extend([0, 1]);
+                    let fallback = moeplan_kernels::Gemm {
+                        products: In::at(at),
+                        chains: In::at(at + 12 * 8),
+                        num_chains: 1,
+                        rows: product.m,
+                        columns: product.n,
+                    };
+                    (Some(product), fallback.launch(Real::F32))
+                }
+            });
+        }
+        device.upload(device.address(&table), bytemuck::cast_slice(&words))?;
         let mut ids = Vec::new();
         for (rank, tokens) in inputs.tokens.iter().enumerate() {
             // The tokens as they are stored, in the gate's fp32.
             let stored = rounded(layer.spec.dtype, tokens);
             device.upload(x, &to_bytes(DType::Fp32, &stored))?;
             let stream = &device.setup;
-            for part in gate::logits([t, d, e], cosine, [x, w, s]) {
-                match part {
-                    Part::Multiply(product) => multiply(product)?,
-                    Part::Launch(launch) => device.launch(stream, &launch)?,
+            for (product, launch) in &steps {
+                match product {
+                    Some(product) => device.multiply(stream, &[*product], precision, launch)?,
+                    None => device.launch(stream, launch)?,
                 }
             }
             if let Some(values) = inputs.noise(rank) {
