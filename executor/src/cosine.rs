@@ -17,6 +17,15 @@ pub struct CosineLayout {
     pub channels: usize,
 }
 
+/// Vectors of `channels` that lie `stride` apart, their channels `channel_stride`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vectors {
+    pub(crate) count: usize,
+    pub(crate) channels: usize,
+    pub(crate) stride: usize,
+    pub(crate) channel_stride: usize,
+}
+
 impl CosineLayout {
     /// `None` for another gate.
     pub fn new(gate: Gate, tokens: usize, model_dim: usize, experts: usize) -> Option<Self> {
@@ -28,6 +37,31 @@ impl CosineLayout {
                 experts,
                 channels: projection_dim as usize,
             }),
+        }
+    }
+
+    /// T, D, E and P.
+    pub(crate) fn sizes(&self) -> [usize; 4] {
+        [self.tokens, self.model_dim, self.experts, self.channels]
+    }
+
+    /// Vectors of tokens (T, P), a row each.
+    pub(crate) fn token_vectors(&self) -> Vectors {
+        Vectors {
+            count: self.tokens,
+            channels: self.channels,
+            stride: self.channels,
+            channel_stride: 1,
+        }
+    }
+
+    /// Vectors of experts (P, E), a column each.
+    pub(crate) fn expert_vectors(&self) -> Vectors {
+        Vectors {
+            count: self.experts,
+            channels: self.channels,
+            stride: 1,
+            channel_stride: self.experts,
         }
     }
 

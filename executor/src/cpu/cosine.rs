@@ -3,19 +3,10 @@
 use super::gate::{Backward, product};
 use super::gemm;
 use crate::ExecError;
-use crate::cosine::CosineLayout;
+use crate::cosine::{CosineLayout, Vectors};
 
 /// Below it a vector counts as this long.
 const SHORTEST: f32 = 1e-12;
-
-/// Vectors of `channels` that lie `stride` apart, their channels `channel_stride`.
-#[derive(Debug, Clone, Copy)]
-struct Vectors {
-    count: usize,
-    channels: usize,
-    stride: usize,
-    channel_stride: usize,
-}
 
 impl Vectors {
     /// Places of a vector's channels.
@@ -51,24 +42,6 @@ impl Vectors {
 }
 
 impl CosineLayout {
-    fn token_vectors(self) -> Vectors {
-        Vectors {
-            count: self.tokens,
-            channels: self.channels,
-            stride: self.channels,
-            channel_stride: 1,
-        }
-    }
-
-    fn expert_vectors(self) -> Vectors {
-        Vectors {
-            count: self.experts,
-            channels: self.channels,
-            stride: 1,
-            channel_stride: self.experts,
-        }
-    }
-
     /// `exp(min(temperature, ln 100))`, and whether it still moves with the temperature.
     fn length(self, weights: &[f32]) -> (f32, bool) {
         let (temperature, most) = (weights[self.temperature()], 100.0_f32.ln());
@@ -92,12 +65,7 @@ pub(super) fn logits(
     directions: &mut [f32],
     logits: &mut [f32],
 ) -> Result<(), ExecError> {
-    let CosineLayout {
-        tokens: t,
-        model_dim: d,
-        experts: e,
-        channels: p,
-    } = layout;
+    let [t, d, e, p] = layout.sizes();
     let [of_tokens, of_experts, token_factors, expert_factors] = layout.split(directions);
     let project = product([t, p, d], [false; 2], false);
     gemm::run(&project, tokens, &weights[layout.projection()], of_tokens)?;
@@ -121,12 +89,7 @@ pub(super) fn gradient(
     scratch: &mut [f32],
     backward: Backward<'_>,
 ) -> Result<(), ExecError> {
-    let CosineLayout {
-        tokens: t,
-        model_dim: d,
-        experts: e,
-        channels: p,
-    } = layout;
+    let [t, d, e, p] = layout.sizes();
     let (of_tokens, of_experts) = (
         &directions[layout.token_directions()],
         &directions[layout.expert_directions()],

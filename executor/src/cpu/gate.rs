@@ -1,9 +1,10 @@
 //! The gate of one rank: logits, softmax, top-k, slots; and its gradient.
 
-use super::gemm;
+use super::{cosine, gemm};
 use crate::ExecError;
 use crate::assign::Assignment;
 use crate::backend::assign;
+use crate::cosine::CosineLayout;
 use crate::task::{Gemm, Matrix};
 use moeplan_sim::ir::BufferId;
 
@@ -44,19 +45,23 @@ pub(super) fn product(shape: [usize; 3], transposed: [bool; 2], accumulate: bool
     }
 }
 
-/// Logits (T, E) of `tokens` (T, D) under `weight` (D, E).
-pub(super) fn logits(
+/// Probabilities (T, E) of `tokens` (T, D) under `weight`, (D, E) or of a cosine gate, whose directions are filled; with
+/// noise (T, E), if any, added to the logits.
+pub(super) fn probabilities(
     shape: GateShape,
     tokens: &[f32],
     weight: &[f32],
-    logits: &mut [f32],
+    cosine: Option<(CosineLayout, &mut [f32])>,
+    noise: Option<&[f32]>,
+    scores: &mut [f32],
 ) -> Result<(), ExecError> {
-    let shape = [shape.tokens, shape.experts, shape.model_dim];
-    gemm::run(&product(shape, [false; 2], false), tokens, weight, logits)
-}
-
-/// Logits (T, E), with noise (T, E), if any, added, to probabilities.
-pub(super) fn softmax(shape: GateShape, noise: Option<&[f32]>, scores: &mut [f32]) {
+    match cosine {
+        None => {
+            let shape = [shape.tokens, shape.experts, shape.model_dim];
+            gemm::run(&product(shape, [false; 2], false), tokens, weight, scores)?;
+        }
+        Some((layout, directions)) => cosine::logits(layout, tokens, weight, directions, scores)?,
+    }
     for (logit, noise) in scores.iter_mut().zip(noise.unwrap_or_default()) {
         *logit += noise;
     }
@@ -69,6 +74,7 @@ pub(super) fn softmax(shape: GateShape, noise: Option<&[f32]>, scores: &mut [f32
         }
         row.iter_mut().for_each(|value| *value /= sum);
     }
+    Ok(())
 }
 
 /// The `top_k` experts of every token, best first, ties by id.

@@ -37,14 +37,15 @@ pub(super) fn run(world: &World<'_>, rank: usize, task: &Task) -> Result<Count, 
             let shape = world.gate_shape();
             let (x, w) = (memory.read(*tokens)?, memory.read(*weight)?);
             let mut probabilities = memory.write(*scores)?;
-            match cosine {
-                None => gate::logits(shape, &x, &w, &mut probabilities)?,
-                Some((layout, directions)) => {
-                    let mut directions = memory.write(*directions)?;
-                    cosine::logits(*layout, &x, &w, &mut directions, &mut probabilities)?;
-                }
-            }
-            gate::softmax(shape, world.job.inputs.noise(rank), &mut probabilities);
+            let mut directions = match cosine {
+                Some((layout, buffer)) => Some((*layout, memory.write(*buffer)?)),
+                None => None,
+            };
+            let cosine = directions
+                .as_mut()
+                .map(|(layout, directions)| (*layout, &mut directions[..]));
+            let noise = world.job.inputs.noise(rank);
+            gate::probabilities(shape, &x, &w, cosine, noise, &mut probabilities)?;
             let forced = world.forced(rank);
             let assignment =
                 gate::route(shape, &probabilities, forced, world.job.inputs.prioritized);

@@ -108,17 +108,13 @@ impl Backend for Cpu {
         let mut ids = Vec::new();
         let mut scores = vec![0.0; shape.tokens * shape.experts];
         let kind = layer.spec.gate;
-        let cosine = CosineLayout::new(kind, shape.tokens, shape.model_dim, shape.experts);
+        let layout = CosineLayout::new(kind, shape.tokens, shape.model_dim, shape.experts);
         let saved = kind.saved(layer.tokens(), layer.num_experts).unwrap_or(0);
         let mut directions = vec![0.0; saved as usize];
         for (rank, tokens) in inputs.tokens.iter().enumerate() {
-            match cosine {
-                None => gate::logits(shape, tokens, &inputs.gate, &mut scores)?,
-                Some(layout) => {
-                    cosine::logits(layout, tokens, &inputs.gate, &mut directions, &mut scores)?;
-                }
-            }
-            gate::softmax(shape, inputs.noise(rank), &mut scores);
+            let cosine = layout.map(|layout| (layout, &mut directions[..]));
+            let noise = inputs.noise(rank);
+            gate::probabilities(shape, tokens, &inputs.gate, cosine, noise, &mut scores)?;
             ids.extend(gate::choose(shape, &scores));
         }
         let tokens = vec![shape.tokens; inputs.tokens.len()];

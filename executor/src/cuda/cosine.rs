@@ -50,12 +50,8 @@ impl Cosine {
 
     /// Logits (T, E) of `tokens` (T, D), and the directions.
     pub(super) fn logits(&self, tokens: u64, logits: u64) -> [Part; 4] {
-        let CosineLayout {
-            tokens: t,
-            model_dim: d,
-            experts: e,
-            channels: p,
-        } = self.layout;
+        let [t, d, e, p] = self.layout.sizes();
+        let (token, expert) = (self.layout.token_vectors(), self.layout.expert_vectors());
         let (of_tokens, of_experts) = (self.token_directions(), self.expert_directions());
         let multiply =
             |shape, addresses| Part::Multiply(product(shape, addresses, [false; 2], false));
@@ -67,20 +63,20 @@ impl Cosine {
                 temperature: None,
                 to: Out::at(of_tokens),
                 factors: Out::at(at(self.directions, self.layout.token_factors().start)),
-                num_vectors: t as i64,
-                channels: p as i64,
-                vector_stride: p as i64,
-                channel_stride: 1,
+                num_vectors: token.count as i64,
+                channels: token.channels as i64,
+                vector_stride: token.stride as i64,
+                channel_stride: token.channel_stride as i64,
             }),
             normalize(Normalize {
                 from: In::at(at(self.weights, self.layout.experts().start)),
                 temperature: Some(self.temperature()),
                 to: Out::at(of_experts),
                 factors: Out::at(at(self.directions, self.layout.expert_factors().start)),
-                num_vectors: e as i64,
-                channels: p as i64,
-                vector_stride: 1,
-                channel_stride: e as i64,
+                num_vectors: expert.count as i64,
+                channels: expert.channels as i64,
+                vector_stride: expert.stride as i64,
+                channel_stride: expert.channel_stride as i64,
             }),
             multiply([t, e, p], [of_tokens, of_experts, logits]),
         ]
@@ -100,12 +96,8 @@ impl Planner<'_> {
         steps: &mut Steps,
     ) -> Result<(), ExecError> {
         let layout = gate.layout;
-        let CosineLayout {
-            tokens: t,
-            model_dim: d,
-            experts: e,
-            channels: p,
-        } = layout;
+        let [t, d, e, p] = layout.sizes();
+        let (token, expert) = (layout.token_vectors(), layout.expert_vectors());
         let scratch = self.at(rank, scratch);
         let (by_tokens, by_experts) = (
             at(scratch, layout.token_directions().start),
@@ -125,10 +117,10 @@ impl Planner<'_> {
             normalized_gradient: In::at(by_tokens),
             gradient: Out::at(by_tokens),
             dots: Out::at(at(scratch, layout.token_factors().start)),
-            num_vectors: t as i64,
-            channels: p as i64,
-            vector_stride: p as i64,
-            channel_stride: 1,
+            num_vectors: token.count as i64,
+            channels: token.channels as i64,
+            vector_stride: token.stride as i64,
+            channel_stride: token.channel_stride as i64,
         }));
         let dots = at(scratch, layout.expert_factors().start);
         steps.push(plain(&NormalizeGradient {
@@ -138,10 +130,10 @@ impl Planner<'_> {
             normalized_gradient: In::at(by_experts),
             gradient: Out::at(at(weight_gradient, layout.experts().start)),
             dots: Out::at(dots),
-            num_vectors: e as i64,
-            channels: p as i64,
-            vector_stride: 1,
-            channel_stride: e as i64,
+            num_vectors: expert.count as i64,
+            channels: expert.channels as i64,
+            vector_stride: expert.stride as i64,
+            channel_stride: expert.channel_stride as i64,
         }));
         let by_temperature = at(weight_gradient, layout.temperature());
         self.sum_columns(dots, [e, 1], by_temperature, steps);
