@@ -46,11 +46,17 @@ impl Gpus {
 pub fn backend(kind: BackendKind, gpus: Gpus) -> Result<Box<dyn Backend>, Error> {
     match kind {
         BackendKind::Cpu => Ok(Box::new(Cpu::new())),
-        BackendKind::Cuda => match Cuda::probe(cuda_settings(gpus)) {
-            Ok(cuda) => Ok(Box::new(cuda)),
-            Err(why) => Err(Error::Missing(format!("--backend cuda: {why}"))),
-        },
+        BackendKind::Cuda => Ok(Box::new(cuda(gpus)?)),
     }
+}
+
+/// The CUDA backend.
+///
+/// # Errors
+/// A part of the machine that is missing, by name.
+pub fn cuda(gpus: Gpus) -> Result<Cuda, Error> {
+    Cuda::probe(cuda_settings(gpus))
+        .map_err(|why| Error::Missing(format!("--backend cuda: {why}")))
 }
 
 /// Compiled kernels are kept where the user's caches are.

@@ -75,6 +75,13 @@ impl Device {
         Some(total as u64)
     }
 
+    /// Streaming multiprocessors; `None` where the GPU does not say.
+    pub(super) fn multiprocessors(&self) -> Option<u32> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let count = self.context.attribute(attribute).ok()?;
+        u32::try_from(count).ok().filter(|count| *count > 0)
+    }
+
     /// A stream that does not synchronise with the default one.
     pub(super) fn stream(&self) -> Result<Arc<CudaStream>, ExecError> {
         self.context

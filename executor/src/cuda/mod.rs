@@ -125,6 +125,11 @@ impl Cuda {
         &self.name
     }
 
+    /// Streaming multiprocessors of the first GPU; `None` where it does not say.
+    pub fn multiprocessors(&self) -> Option<u32> {
+        self.gpus.first().multiprocessors()
+    }
+
     /// Whether products go through cuBLAS.
     pub fn has_blas(&self) -> bool {
         self.gpus.all().iter().all(Device::has_blas)

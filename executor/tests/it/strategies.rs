@@ -1,12 +1,11 @@
 //! Strategies change where and when, never what.
 
-use crate::fixture::{agree, cosine, layer, plan, relative, run, wide};
+use crate::any::any_step;
+use crate::fixture::{cosine, layer, plan, relative, run, wide};
 use moeplan_executor::cpu::Cpu;
-use moeplan_executor::oracle::layer as oracle;
 use moeplan_executor::{Executed, Inputs, Routing};
 use moeplan_sim::compile::Plan;
-use moeplan_sim::spec::{AllToAll, Encode, Layout, Padding};
-use moeplan_traces::{RoutingSpec, Shape};
+use moeplan_sim::spec::{AllToAll, Encode, Layout};
 use proptest::prelude::*;
 
 fn difference(a: &Executed, b: &Executed) -> f64 {
@@ -105,54 +104,8 @@ proptest! {
     /// Any plan gives what the definitions give, for any shape, skew and world; byte and FLOP
     /// counts are those of the program, or `execute` fails.
     #[test]
-    fn every_plan_is_the_layer(
-        world in prop::sample::select(vec![1_u64, 2, 3, 4, 6, 8, 16]),
-        per_node in 0_usize..4,
-        per_gpu in prop::sample::select(vec![0.25, 0.5, 1.0, 2.0]),
-        tokens in 1_u64..20,
-        top_k in 1_u32..4,
-        factor in prop::sample::select(vec![0.0, 0.5, 1.0, 2.0, -1.0]),
-        skew in prop::sample::select(vec!["", "zipf:1.5", "hot:0.3"]),
-        algorithm in prop::sample::select(AllToAll::ALL.to_vec()),
-        layout in prop::sample::select(Layout::ALL.to_vec()),
-        encode in prop::sample::select(Encode::ALL.to_vec()),
-        padding in prop::sample::select(Padding::ALL.to_vec()),
-        degrees in (prop::sample::select(vec![1_u64, 2, 4, 3]), prop::sample::select(vec![1_u64, 2, 4, 8])),
-        r_index in 0_usize..8,
-        prioritized: bool,
-        cosine_gate: bool,
-        seed in 0_u64..1000,
-    ) {
-        let experts = (per_gpu * world as f64).max(1.0) as u64;
-        prop_assume!(world.is_multiple_of(experts) || experts.is_multiple_of(world));
-        let top_k = top_k.min(experts as u32);
-        let linear = layer(world, tokens, (24, 48), experts, top_k, factor);
-        let layer = if cosine_gate { cosine(linear, 16) } else { linear };
-        let nodes: Vec<u64> = (1..=world).filter(|m| world % m == 0).collect();
-        let gpus_per_node = nodes[per_node % nodes.len()];
-        let valid = layer.valid_adaptive_r();
-        let plan = Plan {
-            encode,
-            all_to_all: algorithm,
-            layout,
-            padding,
-            forward_degree: degrees.0,
-            backward_degree: degrees.1,
-            adaptive_r: valid[r_index % valid.len()],
-        };
-        let routing = match skew {
-            "" => Routing::Gate,
-            spec => {
-                let shape = Shape { ranks: world as usize, experts: experts as usize, tokens_per_rank: tokens as u32, top_k };
-                let spec: RoutingSpec = spec.parse().unwrap();
-                let counts = spec.generate(&shape, seed, 0, 0).unwrap();
-                Routing::Forced(moeplan_executor::assign::tokens_of(&counts).unwrap())
-            }
-        };
-        let mut inputs = Inputs::random(&layer, seed, routing);
-        inputs.prioritized = prioritized;
-        let case = run(&layer, gpus_per_node, plan, &inputs, &mut Cpu::new()).unwrap();
-        agree(&case, &oracle(&layer, &inputs, case.limit), 1e-5);
+    fn every_plan_is_the_layer(case in any_step()) {
+        case.hold(&mut Cpu::new()).unwrap();
     }
 
     /// All plans of one step agree with each other to 1e-6 of the norm.

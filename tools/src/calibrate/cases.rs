@@ -5,7 +5,7 @@ use crate::routing::shape_of;
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::Program;
 use moeplan_sim::spec::{
-    DType, Encode, Experts, Gate, LayerSpec, Layout, Phase, ResolvedLayer, SpecError,
+    DType, Encode, Experts, Gate, LayerSpec, Layout, Padding, Phase, ResolvedLayer, SpecError,
 };
 use moeplan_traces::RoutingStep;
 
@@ -53,30 +53,11 @@ fn layer(
     .resolve(ranks)
 }
 
-/// Every case, on a machine of `cores`.
-pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
+/// Every case of a CPU of `cores`.
+pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
     let mut cases = Vec::new();
     let mut add = |purpose, layer: ResolvedLayer, gpus_per_node, plan: Plan, phase| {
-        let spec = &layer.spec;
-        let id = format!(
-            "{purpose:?} W{} m{gpus_per_node} T{} D{} H{} E{} {plan} {} {} {} {phase}",
-            layer.world_size,
-            spec.tokens_per_step,
-            spec.model_dim,
-            spec.hidden_dim,
-            layer.num_experts,
-            plan.encode,
-            plan.layout,
-            plan.padding
-        );
-        cases.push(Case {
-            id,
-            purpose,
-            layer,
-            gpus_per_node,
-            plan,
-            phase,
-        });
+        cases.push(Case::new(purpose, layer, gpus_per_node, plan, phase));
     };
     let training = Phase::Training;
     // All cores at work, none shared: what an operation takes beside its likes.
@@ -184,7 +165,76 @@ pub(super) fn cases(cores: u64) -> Result<Vec<Case>, SpecError> {
     Ok(cases)
 }
 
+/// Every case of one GPU that plays all ranks: every number type, small products and large ones.
+pub(super) fn gpu() -> Result<Vec<Case>, SpecError> {
+    let degree = |degree| Plan {
+        forward_degree: degree,
+        backward_degree: degree,
+        ..Plan::PLAIN
+    };
+    let dropless = Plan {
+        padding: Padding::Dropless,
+        ..Plan::PLAIN
+    };
+    let mut cases = Vec::new();
+    for dtype in [DType::Bf16, DType::Fp16, DType::Tf32, DType::Fp32] {
+        for (ranks, tokens, dims, per_gpu, plan) in [
+            (1, 128, (512, 512), 2.0, Plan::PLAIN),
+            (1, 64, (2048, 2048), 8.0, Plan::PLAIN),
+            (1, 1024, (1024, 1024), 2.0, Plan::PLAIN),
+            (1, 1024, (768, 3072), 16.0, Plan::PLAIN),
+            (1, 4096, (768, 3072), 4.0, dropless),
+            (1, 4096, (2048, 2048), 2.0, Plan::PLAIN),
+            (1, 8192, (1024, 4096), 4.0, degree(4)),
+            (1, 16384, (2048, 2048), 1.0, Plan::PLAIN),
+            (1, 8192, (4096, 4096), 1.0, Plan::PLAIN),
+            (4, 512, (1024, 1024), 1.0, degree(2)),
+            (4, 4096, (2048, 512), 1.0, Plan::PLAIN),
+            (8, 1024, (1024, 512), 1.0, dropless),
+        ] {
+            let mut layer = layer(ranks, tokens, dims, per_gpu)?;
+            layer.spec.dtype = dtype;
+            let (purpose, phase) = (Purpose::Operations, Phase::Training);
+            cases.push(Case::new(purpose, layer, ranks, plan, phase));
+        }
+    }
+    Ok(cases)
+}
+
 impl Case {
+    fn new(
+        purpose: Purpose,
+        layer: ResolvedLayer,
+        gpus_per_node: u64,
+        plan: Plan,
+        phase: Phase,
+    ) -> Case {
+        let spec = &layer.spec;
+        let number = match spec.dtype {
+            DType::Fp32 => String::new(),
+            dtype => format!("{dtype} "),
+        };
+        let id = format!(
+            "{purpose:?} {number}W{} m{gpus_per_node} T{} D{} H{} E{} {plan} {} {} {} {phase}",
+            layer.world_size,
+            spec.tokens_per_step,
+            spec.model_dim,
+            spec.hidden_dim,
+            layer.num_experts,
+            plan.encode,
+            plan.layout,
+            plan.padding
+        );
+        Case {
+            id,
+            purpose,
+            layer,
+            gpus_per_node,
+            plan,
+            phase,
+        }
+    }
+
     /// Even routing of this case.
     pub(super) fn routing(&self) -> Result<RoutingStep, Error> {
         Ok(RoutingStep::uniform(&shape_of(&self.layer)?, 0, 0)?)

@@ -86,6 +86,37 @@ fn least_squares<const N: usize>(rows: &[([f64; N], f64)], chosen: &[usize]) -> 
     )
 }
 
+/// Improves `start`, all above 0, until no step of one of them lowers `loss`, or `rounds` are over: coordinate descent on
+/// logarithmic scales.
+pub(super) fn descend(start: &[f64], rounds: usize, loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let (mut values, mut steps) = (start.to_vec(), vec![1.3_f64; start.len()]);
+    let mut best = loss(&values);
+    for _ in 0..rounds {
+        let mut moved = false;
+        for index in 0..values.len() {
+            let before = values[index];
+            let better = [steps[index], 1.0 / steps[index]]
+                .into_iter()
+                .find_map(|factor| {
+                    values[index] = before * factor;
+                    let candidate = loss(&values);
+                    (candidate < best - 1e-9).then_some((before * factor, candidate))
+                });
+            values[index] = better.map_or(before, |(value, _)| value);
+            best = better.map_or(best, |(_, loss)| loss);
+            steps[index] = match better {
+                Some(_) => steps[index].powf(1.2).min(2.0),
+                None => steps[index].sqrt(),
+            };
+            moved |= better.is_some();
+        }
+        if !moved && steps.iter().all(|step| *step < 1.001) {
+            break;
+        }
+    }
+    values
+}
+
 /// Terms of products from (m, n, k) and microseconds each.
 pub(super) fn gemm(samples: &[([f64; 3], f64)]) -> GemmTerms {
     let rows: Vec<([f64; 5], f64)> = samples
@@ -155,6 +186,21 @@ mod tests {
         let found = gemm(&samples);
         for ([m, n, k], us) in &samples {
             assert!((found.microseconds(*m, *n, *k) / us - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn descent_finds_the_values_that_made_the_times() {
+        let truth = [3.0, 0.2];
+        let time = |x: &[f64], n: f64| x[0] + x[1] * n;
+        let sizes = [1.0, 10.0, 100.0, 1000.0];
+        let loss = |x: &[f64]| -> f64 {
+            let errors = sizes.map(|n| (time(x, n) / time(&truth, n)).ln().abs());
+            errors.iter().sum()
+        };
+        let found = descend(&[1.0, 1.0], 200, loss);
+        for (found, truth) in found.iter().zip(truth) {
+            assert!((found / truth - 1.0).abs() < 0.01, "{found} {truth}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! `validate executor`: the simulator of this machine against this machine.
 
-use crate::calibrate::calibrate;
+use crate::calibrate::cpu::calibrate;
 use crate::error::{Error, Exit, Place};
 use crate::machine::{self, Gpus};
 use crate::output::Answer;

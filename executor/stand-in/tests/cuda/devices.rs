@@ -37,7 +37,7 @@ fn several_devices_give_the_bits_of_one() {
             assert_eq!(bits(case, devices, &[]), one, "{case} on {devices} GPUs");
         }
     }
-    for case in ["dense", "prioritized", "recorded", "noisy"] {
+    for case in ["dense", "prioritized", "recorded", "noisy", "cosine"] {
         assert_eq!(bits(case, "2", &[]), bits(case, "1", &[]), "{case}");
     }
 }

@@ -16,25 +16,8 @@ mod process;
 #[cfg(test)]
 mod program;
 
+use fixture::cases::CASES;
 use process::{Child, run};
-
-/// Cases that cover every task and every kind of dependency.
-const CASES: [&str; 14] = [
-    "one-rank",
-    "linear",
-    "pipelined",
-    "conventional",
-    "two-dh",
-    "gathered",
-    "sliced",
-    "replicated",
-    "dense",
-    "dropless",
-    "prioritized",
-    "recorded",
-    "noisy",
-    "cosine",
-];
 
 /// Runs in the process that a test starts; nothing in any other.
 #[test]
