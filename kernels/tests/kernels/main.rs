@@ -21,6 +21,9 @@ mod gate;
 mod host_build;
 #[cfg(test)]
 #[cfg(host_build)]
+mod memory;
+#[cfg(test)]
+#[cfg(host_build)]
 mod normalize;
 #[cfg(test)]
 #[cfg(host_build)]
