@@ -1,6 +1,6 @@
 //! Runs of copies and sums, casts.
 
-use crate::device::{Case, Device, assert_close, case, input, output, round};
+use crate::device::{Case, Device, assert_close, case, cases, input, output, round};
 use moeplan_kernels::{CastFromFloat, CastToFloat, CopyRun, CopyRuns, SumRun, SumRuns};
 use proptest::prelude::*;
 use rand::Rng;
@@ -106,7 +106,7 @@ fn cast(case: Case, count: usize, accumulate: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn copies_transpose_blocks(

@@ -1,5 +1,6 @@
 //! Tensors in device memory, and random inputs.
 
+use crate::gpu;
 use crate::memory::{self, Memory};
 use half::{bf16, f16};
 use moeplan_kernels::{Arguments, In, Out, Real};
@@ -18,6 +19,22 @@ pub(crate) struct Case {
 pub(crate) fn case() -> impl Strategy<Value = Case> {
     let real = prop_oneof![Just(Real::F32), Just(Real::F16), Just(Real::Bf16)];
     (real, 0u32..6, any::<u64>()).prop_map(|(real, order, seed)| Case { real, order, seed })
+}
+
+/// So many random cases. Where the GPU that was asked for is missing, a test fails here, once, not case by case.
+pub(crate) fn cases(count: u32) -> ProptestConfig {
+    let config = ProptestConfig::with_cases(count);
+    if !memory::on_gpu() {
+        return config;
+    }
+    gpu::check();
+    ProptestConfig {
+        // After a failed launch every smaller case would fail too, whatever it does.
+        max_shrink_iters: 0,
+        // The source is not on every machine that has a GPU.
+        failure_persistence: None,
+        ..config
+    }
 }
 
 pub(crate) struct Device {

@@ -1,6 +1,10 @@
-//! Where kernels run.
+//! Where kernels run: on the host build, or on a GPU where `MOEPLAN_KERNELS_ON=gpu` says so.
 
+use crate::gpu;
 use moeplan_kernels::{Launch, host};
+
+/// The setting: `host` (as if unset) or `gpu`.
+const SETTING: &str = "MOEPLAN_KERNELS_ON";
 
 /// Device memory, and what runs kernels on it. What goes wrong fails the test.
 pub(crate) trait Memory {
@@ -14,12 +18,32 @@ pub(crate) trait Memory {
     fn launch(&mut self, launch: &Launch);
 }
 
-/// Memory of the host build, whose threads run in that order.
+/// Whether kernels run on a GPU.
+pub(crate) fn on_gpu() -> bool {
+    match std::env::var(SETTING).as_deref() {
+        Err(_) | Ok("host") => false,
+        Ok("gpu") => true,
+        Ok(other) => panic!("{SETTING}={other}: has to be host or gpu"),
+    }
+}
+
+/// For tests of the host build itself: with a GPU they have nothing to say.
+pub(crate) fn skipped() -> bool {
+    if on_gpu() {
+        println!("SKIPPED: a test of the host build, and {SETTING}=gpu");
+    }
+    on_gpu()
+}
+
+/// Memory that the setting says. `order` is that of the host build's threads; a GPU has its own.
 pub(crate) fn memory(order: u32) -> Box<dyn Memory> {
-    Box::new(Host {
-        memory: host::Memory::default(),
-        order,
-    })
+    match on_gpu() {
+        true => Box::new(gpu::Memory::default()),
+        false => Box::new(Host {
+            memory: host::Memory::default(),
+            order,
+        }),
+    }
 }
 
 /// The host build's memory; launches run under the race check.
