@@ -1,7 +1,7 @@
 //! Runs of copies and sums, casts.
 
-use crate::device::{Case, Device, assert_close, case, input, output, round};
-use moeplan_kernels::{CastFromFloat, CastToFloat, CopyRun, CopyRuns, SumRun, SumRuns};
+use crate::device::{Case, Device, assert_close, case, cases, input, output, round};
+use moeplan_kernels::{CastFromFloat, CastToFloat, CopyRun, CopyRuns, Real, SumRun, SumRuns};
 use proptest::prelude::*;
 use rand::Rng;
 
@@ -37,6 +37,40 @@ fn transpose(case: Case, rows: usize, columns: usize, block: usize) {
             assert_eq!(here, &sources[row][column * block..][..block]);
         }
     }
+}
+
+/// Copies 64 bytes to byte `at` of as many, so that one lies beside them.
+fn misplaced(at: i64) {
+    let mut device = Device::new(Case {
+        real: Real::F32,
+        order: 0,
+        seed: 0,
+    });
+    let (source, target) = (device.zeroed(64), device.zeroed(64));
+    let run = CopyRun {
+        source: source as i64,
+        at,
+        bytes: 64,
+    };
+    let table = device.i64s(&CopyRun::table(&[run]));
+    device.launch(&CopyRuns {
+        target: output(target),
+        runs: input(table),
+        num_runs: 1,
+        longest: 64,
+    });
+}
+
+#[test]
+#[should_panic(expected = "out of bounds")]
+fn a_byte_past_the_end_is_caught() {
+    misplaced(1);
+}
+
+#[test]
+#[should_panic(expected = "out of bounds")]
+fn a_byte_before_the_start_is_caught() {
+    misplaced(-1);
 }
 
 fn sums(case: Case, lengths: &[usize], sources: usize) {
@@ -106,7 +140,7 @@ fn cast(case: Case, count: usize, accumulate: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn copies_transpose_blocks(

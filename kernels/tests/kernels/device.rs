@@ -1,13 +1,14 @@
-//! Tensors on the host build's device memory, and random inputs.
+//! Tensors in device memory, and random inputs.
 
+use crate::gpu;
+use crate::memory::{self, Memory};
 use half::{bf16, f16};
-use moeplan_kernels::host::{Memory, Run};
 use moeplan_kernels::{Arguments, In, Out, Real};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How one case runs: number type, order of threads, race check.
+/// How one case runs: number type, order of the host build's threads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) real: Real,
@@ -20,8 +21,24 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
     (real, 0u32..6, any::<u64>()).prop_map(|(real, order, seed)| Case { real, order, seed })
 }
 
+/// So many random cases. Where the GPU that was asked for is missing, a test fails here, once, not case by case.
+pub(crate) fn cases(count: u32) -> ProptestConfig {
+    let config = ProptestConfig::with_cases(count);
+    if !memory::on_gpu() {
+        return config;
+    }
+    gpu::check();
+    ProptestConfig {
+        // After a failed launch every smaller case would fail too, whatever it does.
+        max_shrink_iters: 0,
+        // The source is not on every machine that has a GPU.
+        failure_persistence: None,
+        ..config
+    }
+}
+
 pub(crate) struct Device {
-    memory: Memory,
+    memory: Box<dyn Memory>,
     case: Case,
     pub(crate) rng: ChaCha8Rng,
 }
@@ -30,7 +47,7 @@ impl Device {
     pub(crate) fn new(case: Case) -> Device {
         let rng = ChaCha8Rng::seed_from_u64(case.seed);
         Device {
-            memory: Memory::default(),
+            memory: memory::memory(case.order),
             case,
             rng,
         }
@@ -46,18 +63,16 @@ impl Device {
 
     /// Uninitialised: reads as NaN.
     pub(crate) fn allocate(&mut self, bytes: usize) -> u64 {
-        self.memory.allocate(bytes as u64)
+        self.memory.allocate(bytes)
     }
 
     pub(crate) fn zeroed(&mut self, bytes: usize) -> u64 {
-        let address = self.allocate(bytes);
-        self.memory.bytes(address).fill(0);
-        address
+        self.bytes(&vec![0; bytes])
     }
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> u64 {
         let address = self.allocate(bytes.len());
-        self.memory.bytes(address).copy_from_slice(bytes);
+        self.memory.write(address, bytes);
         address
     }
 
@@ -97,7 +112,7 @@ impl Device {
     }
 
     pub(crate) fn read_bytes(&mut self, address: u64) -> Vec<u8> {
-        self.memory.bytes(address).to_vec()
+        self.memory.read(address)
     }
 
     pub(crate) fn read_f32s(&mut self, address: u64) -> Vec<f32> {
@@ -136,16 +151,9 @@ impl Device {
         values
     }
 
-    /// Runs a kernel under the case's order, with the race check.
+    /// Runs a kernel, with all checks that there are.
     pub(crate) fn launch(&mut self, arguments: &impl Arguments) {
-        let how = Run {
-            order: self.case.order,
-            threads: 1,
-            races: true,
-        };
-        self.memory
-            .launch(&arguments.launch(self.case.real), how)
-            .unwrap_or_else(|fault| panic!("{fault}"));
+        self.memory.launch(&arguments.launch(self.case.real));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The expert FFN's passes and products over runs of rows.
 
-use crate::device::{Case, Device, assert_close, case, input, output, round};
+use crate::device::{Case, Device, assert_close, case, cases, input, output, round};
 use moeplan_kernels::{
     Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertRuns, Gemm, Product,
     SavedRun,
@@ -354,7 +354,7 @@ fn gemm(case: Case, shapes: &[Shape], links: usize, gap: usize, accumulate: bool
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn bias_and_its_gradient(
@@ -370,7 +370,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn products_match_the_naive_sum(

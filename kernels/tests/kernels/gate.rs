@@ -1,6 +1,6 @@
 //! Softmax, top-k and their backward.
 
-use crate::device::{Case, Device, assert_close, case, input, output};
+use crate::device::{Case, Device, assert_close, case, cases, input, output};
 use moeplan_kernels::{GateChosen, GateGradient, GateSoftmax, GateTopK, Real};
 use proptest::prelude::*;
 use rand::Rng;
@@ -153,7 +153,7 @@ fn gate(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn gate_chooses_and_differentiates(

@@ -1,4 +1,4 @@
-//! Every kernel's own text, run on the CPU, against naive scalar oracles over random shapes.
+//! Every kernel's own text, run on the CPU or (see `memory`) on a GPU, against naive scalar oracles over random shapes.
 #![cfg_attr(
     not(host_build),
     allow(unused, reason = "nothing to run without the host build")
@@ -18,7 +18,13 @@ mod expert;
 mod gate;
 #[cfg(test)]
 #[cfg(host_build)]
+mod gpu;
+#[cfg(test)]
+#[cfg(host_build)]
 mod host_build;
+#[cfg(test)]
+#[cfg(host_build)]
+mod memory;
 #[cfg(test)]
 #[cfg(host_build)]
 mod normalize;

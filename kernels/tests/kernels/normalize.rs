@@ -1,6 +1,6 @@
 //! Vectors at a given length, and their backward.
 
-use crate::device::{Case, Device, assert_close, case, input, output};
+use crate::device::{Case, Device, assert_close, case, cases, input, output};
 use moeplan_kernels::{Normalize, NormalizeGradient, Real};
 use proptest::prelude::*;
 use rand::Rng;
@@ -133,7 +133,7 @@ fn normalize(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn vectors_get_their_length_and_differentiate(

@@ -1,6 +1,6 @@
 //! Slot locations: first choices before second choices, in token or given order.
 
-use crate::device::{Case, Device, case, input, output};
+use crate::device::{Case, Device, case, cases, input, output};
 use moeplan_kernels::{SLOT_TILE, SlotAssign, SlotCount, SlotPlaces, SlotScan, slot_tiles};
 use proptest::prelude::*;
 use rand::Rng;
@@ -207,7 +207,7 @@ fn first_choices_alone_are_counted_for_the_balancing_loss() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn slots_follow_choice_and_order(

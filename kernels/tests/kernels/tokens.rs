@@ -1,6 +1,6 @@
 //! Encode, decode, score gradient, dense tensors.
 
-use crate::device::{Case, Device, assert_close, case, input, output, round, routing};
+use crate::device::{Case, Device, assert_close, case, cases, input, output, round, routing};
 use moeplan_kernels::{
     Decode, DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ScoreGradient,
 };
@@ -196,7 +196,7 @@ fn dense(case: Case, tokens: usize, top_k: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn encode_scatters_rows(case in case(), shape in shapes(), scored: bool) {
