@@ -103,6 +103,10 @@ template <class T> inline T __shfl_sync(unsigned mask, T v, int source) {
 template <class T> inline T __shfl_xor_sync(unsigned mask, T v, int distance) {
     return sim::from_bits<T>(sim::exchange(mask, sim::to_bits(v), sim::lane() ^ distance));
 }
+template <class T> inline T __shfl_up_sync(unsigned mask, T v, int distance) {
+    int own = sim::lane(), source = own - distance;
+    return sim::from_bits<T>(sim::exchange(mask, sim::to_bits(v), source < 0 ? own : source));
+}
 inline unsigned __ballot_sync(unsigned mask, int predicate) { return sim::ballot(mask, predicate != 0); }
 template <class T> inline unsigned __match_any_sync(unsigned mask, T v) { return sim::match(mask, sim::to_bits(v)); }
 inline float atomicAdd(float* p, float v) { return sim::atomic_add(p, v); }

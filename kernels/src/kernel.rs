@@ -185,7 +185,9 @@ modules! {
     }
     /// Its backward.
     BiasGradient = "bias_gradient", false {
-        /// Column sums.
+        /// Column sums of slices of rows.
+        SliceSums = "slice_sums",
+        /// Sums of an expert's slices.
         BiasGradient = "bias_gradient",
     }
     /// ReLU and GELU.

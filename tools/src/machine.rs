@@ -55,8 +55,7 @@ pub fn backend(kind: BackendKind, gpus: Gpus) -> Result<Box<dyn Backend>, Error>
 /// # Errors
 /// A part of the machine that is missing, by name.
 pub fn cuda(gpus: Gpus) -> Result<Cuda, Error> {
-    Cuda::probe(cuda_settings(gpus))
-        .map_err(|why| Error::Missing(format!("--backend cuda: {why}")))
+    Cuda::probe(cuda_settings(gpus)).map_err(|why| Error::Missing(format!("--backend cuda: {why}")))
 }
 
 /// Compiled kernels are kept where the user's caches are.

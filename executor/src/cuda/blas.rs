@@ -94,16 +94,25 @@ impl Blas {
         result::create_handle().ok().map(Blas)
     }
 
-    /// Enqueues products in order, as one batch where they are alike.
+    /// Enqueues products in order, as one batch where they are alike. The `workspace`, address and bytes, is used by this
+    /// stream alone, as NVIDIA asks for where streams run at once and results are to repeat bit for bit (cuBLAS, Results
+    /// Reproducibility); without one, cuBLAS takes its own.
     pub(super) fn multiply(
         &self,
         stream: &CudaStream,
+        workspace: Option<(u64, usize)>,
         products: &[Product],
         precision: Precision,
     ) -> Result<(), ExecError> {
         let failed = |error: result::CublasError| ExecError::Device(format!("cuBLAS: {error:?}"));
         // SAFETY: a live stream of the same context; cuBLAS uses the driver's own handle type.
         unsafe { result::set_stream(self.0, stream.cu_stream().cast()) }.map_err(failed)?;
+        if let Some((at, bytes)) = workspace {
+            // SAFETY: device memory of that size, which lives as long as the stream.
+            unsafe { sys::cublasSetWorkspace_v2(self.0, at as *mut c_void, bytes) }
+                .result()
+                .map_err(failed)?;
+        }
         match stride(products) {
             Some(strides) => self.batch(&products[0], strides, products.len(), precision),
             None => products

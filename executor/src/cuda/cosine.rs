@@ -136,7 +136,7 @@ impl Planner<'_> {
             channel_stride: expert.channel_stride as i64,
         }));
         let by_temperature = at(weight_gradient, layout.temperature());
-        self.sum_columns(dots, [e, 1], by_temperature, steps);
+        self.sum_columns(rank, dots, [e, 1], by_temperature, steps)?;
 
         let to_projection = [
             tokens,

@@ -12,8 +12,15 @@ use cudarc::driver::{
     sys::{self, CUevent_flags::CU_EVENT_DEFAULT},
 };
 use moeplan_kernels::{Arg, Launch, Module, Product, Real};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Page-locked memory that copies of any size go through, part by part.
+const STAGING_BYTES: usize = 16 << 20;
+
+/// What cuBLAS is given for a stream: NVIDIA's advice for Hopper, the most that any GPU asks for.
+const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// One GPU.
 pub(super) struct Device {
@@ -22,6 +29,7 @@ pub(super) struct Device {
     functions: BTreeMap<&'static str, CudaFunction>,
     /// `None` where cuBLAS is absent: then the tiled kernel multiplies.
     blas: Option<Blas>,
+    staging: RefCell<PinnedHostSlice<u8>>,
     /// For everything outside a step.
     pub(super) setup: Arc<CudaStream>,
 }
@@ -51,10 +59,13 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let setup = context.new_stream()?;
         let blas = if use_blas { Blas::new() } else { None };
+        // SAFETY: bytes need no initialisation to be valid, and are written before they are read.
+        let staging = unsafe { context.alloc_pinned_with_flags::<u8>(STAGING_BYTES, 0) }?;
         Ok(Device {
             context,
             functions: BTreeMap::new(),
             blas,
+            staging: RefCell::new(staging),
             setup,
         })
     }
@@ -100,11 +111,12 @@ impl Device {
         }
     }
 
-    /// Page-locked host memory.
-    pub(super) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>, ExecError> {
-        // SAFETY: bytes need no initialisation to be valid, and are written before they are read.
-        let slice = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) };
-        slice.map_err(|error| refused("allocating page-locked memory", error))
+    /// Scratch of cuBLAS for one stream; none where it is absent.
+    pub(super) fn workspace(&self) -> Result<Option<CudaSlice<u8>>, ExecError> {
+        match &self.blas {
+            Some(_) => self.allocate(WORKSPACE_BYTES),
+            None => Ok(None),
+        }
     }
 
     /// Address of an allocation.
@@ -176,10 +188,12 @@ impl Device {
         self.context.bind_to_thread()
     }
 
-    /// Enqueues products: through cuBLAS, or where it is absent the launch.
+    /// Enqueues products: through cuBLAS, or where it is absent the launch. Streams that run at once have a `workspace` of
+    /// their own, or cuBLAS might not give the same bits again.
     pub(super) fn multiply(
         &self,
         stream: &Arc<CudaStream>,
+        workspace: Option<&CudaSlice<u8>>,
         products: &[Product],
         precision: Precision,
         fallback: &Launch,
@@ -187,7 +201,10 @@ impl Device {
         self.current()
             .map_err(|error| refused("a matrix product", error))?;
         match &self.blas {
-            Some(blas) => blas.multiply(stream, products, precision),
+            Some(blas) => {
+                let workspace = workspace.map(|slice| (self.address(slice), slice.len()));
+                blas.multiply(stream, workspace, products, precision)
+            }
             None => self.launch(stream, fallback),
         }
     }
@@ -218,17 +235,21 @@ impl Device {
 
     /// Copies to the device through page-locked memory; done when it returns.
     pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), ExecError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
         let fail = |error| refused("copy to the device", error);
         self.current().map_err(fail)?;
-        let mut staging = self.pinned(bytes.len())?;
-        staging.as_mut_slice().map_err(fail)?[..bytes.len()].copy_from_slice(bytes);
-        let staged = &staging.as_slice().map_err(fail)?[..bytes.len()];
-        // SAFETY: the target lies in one allocation; the staging memory lives until the stream is done.
-        unsafe { result::memcpy_htod_async(to, staged, self.setup.cu_stream()) }.map_err(fail)?;
-        self.setup.synchronize().map_err(fail)
+        let mut staging = self.staging.borrow_mut();
+        for (part, at) in bytes
+            .chunks(STAGING_BYTES)
+            .zip((to..).step_by(STAGING_BYTES))
+        {
+            staging.as_mut_slice().map_err(fail)?[..part.len()].copy_from_slice(part);
+            let staged = &staging.as_slice().map_err(fail)?[..part.len()];
+            // SAFETY: the target lies in one allocation; the staging memory is not touched until the stream is done.
+            unsafe { result::memcpy_htod_async(at, staged, self.setup.cu_stream()) }
+                .map_err(fail)?;
+            self.setup.synchronize().map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Copies from the device through page-locked memory, after what `stream` holds.
@@ -238,17 +259,20 @@ impl Device {
         from: u64,
         bytes: usize,
     ) -> Result<Vec<u8>, ExecError> {
-        if bytes == 0 {
-            return Ok(Vec::new());
-        }
         let fail = |error| refused("copy from the device", error);
         self.current().map_err(fail)?;
-        let mut staging = self.pinned(bytes)?;
-        let target = &mut staging.as_mut_slice().map_err(fail)?[..bytes];
-        // SAFETY: the source lies in one allocation; the staging memory lives until the stream is done.
-        unsafe { result::memcpy_dtoh_async(target, from, stream.cu_stream()) }.map_err(fail)?;
-        stream.synchronize().map_err(fail)?;
-        Ok(staging.as_slice().map_err(fail)?[..bytes].to_vec())
+        let mut staging = self.staging.borrow_mut();
+        let mut all = Vec::with_capacity(bytes);
+        while all.len() < bytes {
+            let part = STAGING_BYTES.min(bytes - all.len());
+            let target = &mut staging.as_mut_slice().map_err(fail)?[..part];
+            let at = from + all.len() as u64;
+            // SAFETY: the source lies in one allocation; the staging memory is not touched until the stream is done.
+            unsafe { result::memcpy_dtoh_async(target, at, stream.cu_stream()) }.map_err(fail)?;
+            stream.synchronize().map_err(fail)?;
+            all.extend_from_slice(&staging.as_slice().map_err(fail)?[..part]);
+        }
+        Ok(all)
     }
 
     /// Whether products go through cuBLAS.

@@ -7,8 +7,8 @@ use crate::ExecError;
 use crate::cosine::CosineLayout;
 use crate::inputs::Routing;
 use moeplan_kernels::{
-    BiasGradient, CastFromFloat, CastToFloat, ExpertRuns, GateChosen, GateGradient, GateSoftmax,
-    GateTopK, In, Out, Product, Real, SLOT_TILE, SlotAssign, SlotCount, SlotScan, slot_tiles,
+    CastFromFloat, CastToFloat, GateChosen, GateGradient, GateSoftmax, GateTopK, In, Out, Product,
+    Real, SLOT_TILE, SlotAssign, SlotCount, SlotScan, slot_tiles,
 };
 use moeplan_sim::ir::BufferId;
 
@@ -157,34 +157,7 @@ impl Planner<'_> {
 
         // For the balancing loss.
         let sums = self.extra(rank, Extra::ScoreSums, e * 4)?;
-        self.sum_columns(scores, [t, e], sums, steps);
-        Ok(())
-    }
-
-    /// Column sums of (rows, columns) fp32 numbers: one "expert" that owns all rows.
-    pub(super) fn sum_columns(
-        &mut self,
-        values: u64,
-        [rows, columns]: [usize; 2],
-        sums: u64,
-        steps: &mut Steps,
-    ) {
-        let all = ExpertRuns {
-            first: 0,
-            runs: 1,
-            gradient: 0,
-        };
-        steps.push(plain(&BiasGradient {
-            values: In::at(values),
-            gradients: Out::at(sums),
-            runs: In::at(self.table(&[0, rows as i64])),
-            experts: In::at(self.table(&ExpertRuns::table(&[all]))),
-            num_experts: 1,
-            columns: columns as i64,
-            first_column: 0,
-            bias_columns: columns as i64,
-            accumulate: false,
-        }));
+        self.sum_columns(rank, scores, [t, e], sums, steps)
     }
 
     /// Location of every copy in its expert's queue.

@@ -37,6 +37,8 @@ pub(super) enum Extra {
     Places,
     /// What repetitions and local sums are staged in, one after the other.
     Staging,
+    /// f32 sums of slices of rows, of one task after the other.
+    SliceSums,
     /// (T, D) f32, where tokens are stored in 2 bytes: the gate's copy.
     WideTokens,
     /// Rows that came from other GPUs, see [`super::wires`].
@@ -113,7 +115,8 @@ impl Memory {
             .map_or(0, |place| place.bytes)
     }
 
-    /// Address of an extra, allocated when it is first asked for.
+    /// Address of an extra, allocated when it is first asked for and again when more of it is. A step is planned twice: the
+    /// second time all are as large as they have to be.
     pub(super) fn extra(
         &mut self,
         device: &Device,
@@ -121,10 +124,10 @@ impl Memory {
         extra: Extra,
         bytes: usize,
     ) -> Result<u64, ExecError> {
-        if let Some((place, _)) = self.extras[rank].get(&extra) {
+        let bytes = bytes.max(1);
+        if let Some(place) = self.known(rank, extra).filter(|place| bytes <= place.bytes) {
             return Ok(place.at);
         }
-        let bytes = bytes.max(1);
         let slice = allocate(device, rank, &format!("{extra:?}"), bytes)?;
         let at = device.address(&slice);
         self.extras[rank].insert(extra, (Place { at, bytes }, slice));

@@ -4,6 +4,7 @@
 //! any of them to build, test or run.
 
 mod blas;
+mod column_sums;
 mod compiler;
 mod cosine;
 mod count;
@@ -289,7 +290,9 @@ impl Backend for Cuda {
             let stream = &device.setup;
             for (product, launch) in &steps {
                 match product {
-                    Some(product) => device.multiply(stream, &[*product], precision, launch)?,
+                    Some(product) => {
+                        device.multiply(stream, None, &[*product], precision, launch)?;
+                    }
                     None => device.launch(stream, launch)?,
                 }
             }

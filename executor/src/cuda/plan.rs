@@ -2,6 +2,7 @@
 //! tables of runs and products, is laid out here in one block a GPU that is uploaded before the step.
 
 use super::blas::Precision;
+use super::column_sums::ColumnSums;
 use super::gpus::Dealt;
 use super::lists::Sum;
 use super::memory::{Extra, Memory};
@@ -10,9 +11,9 @@ use crate::ExecError;
 use crate::backend::Job;
 use crate::task::{Matrix, Task};
 use moeplan_kernels::{
-    Activation, ActivationGradient, Arguments, Bias, BiasGradient, BiasRun, CopyRun, Decode,
-    DenseBoolean, DenseChoices, DenseMask, DenseScores, Encode, ExpertRuns, In, Launch, Out,
-    Product, Real, SavedRun, ScoreGradient,
+    Activation, ActivationGradient, Arguments, Bias, BiasRun, CopyRun, Decode, DenseBoolean,
+    DenseChoices, DenseMask, DenseScores, Encode, In, Launch, Out, Product, Real, SavedRun,
+    ScoreGradient,
 };
 use moeplan_sim::ir::BufferId;
 
@@ -154,19 +155,6 @@ impl Planner<'_> {
         bytes: usize,
     ) -> Result<u64, ExecError> {
         self.memory.extra(self.dealt.of(rank), rank, extra, bytes)
-    }
-
-    /// Where rows are set aside while they are repeated or summed: enough for the largest such task of a rank.
-    fn staging(&mut self, rank: usize) -> Result<u64, ExecError> {
-        let tasks = self.job.lowered.tasks.iter().flat_map(|ranks| &ranks[rank]);
-        let elements = tasks.map(|task| match task {
-            Task::Repeat { width, blocks, .. } | Task::LocalSum { width, blocks, .. } => {
-                blocks.iter().sum::<usize>() * width
-            }
-            _ => 0,
-        });
-        let bytes = elements.max().unwrap_or(0) * self.size() as usize;
-        self.extra(rank, Extra::Staging, bytes)
     }
 
     /// Puts a table into the GPU's block; its address.
@@ -398,32 +386,15 @@ impl Planner<'_> {
                 runs,
                 accumulate,
             } => {
-                let mut sorted = runs.clone();
-                sorted.sort_by_key(|run| run.expert);
-                let rows: Vec<i64> = sorted
-                    .iter()
-                    .flat_map(|run| [run.at as i64, run.rows as i64])
-                    .collect();
-                let experts = biases
-                    .iter()
-                    .enumerate()
-                    .map(|(expert, &gradient)| ExpertRuns {
-                        first: sorted.partition_point(|run| run.expert < expert) as i64,
-                        runs: sorted.iter().filter(|run| run.expert == expert).count() as i64,
-                        gradient: gradient as i64,
-                    });
-                let experts: Vec<ExpertRuns> = experts.collect();
-                steps.push(self.layer.launch(&BiasGradient {
-                    values: In::at(self.at(rank, *source)),
-                    gradients: Out::at(self.at(rank, *gradients)),
-                    runs: In::at(self.table(&rows)),
-                    experts: In::at(self.table(&ExpertRuns::table(&experts))),
-                    num_experts: experts.len() as i32,
-                    columns: *width as i64,
-                    first_column: columns.0 as i64,
-                    bias_columns: columns.1 as i64,
+                let sums = ColumnSums {
+                    precision: self.layer,
+                    values: self.at(rank, *source),
+                    width: *width,
+                    columns: *columns,
+                    sums: self.at(rank, *gradients),
                     accumulate: *accumulate,
-                }));
+                };
+                self.sum_rows(rank, &sums, biases, runs, steps)?;
             }
             Task::Activation { target, elements } => {
                 let values = Out::at(self.at(rank, *target));
@@ -492,14 +463,14 @@ impl Planner<'_> {
                 blocks,
                 copies,
             } => {
-                let total = blocks.iter().sum::<usize>() * width;
-                let target = self.at(rank, *target);
-                let staging = self.staging(rank)?;
-                let size = self.size();
+                let (target, size) = (self.at(rank, *target), self.size());
+                // Rows are set aside while they are repeated.
+                let bytes = blocks.iter().sum::<usize>() * width * size as usize;
+                let staging = self.extra(rank, Extra::Staging, bytes)?;
                 steps.push(Step::Copy {
                     to: staging,
                     from: target,
-                    bytes: total * size as usize,
+                    bytes,
                 });
                 let (mut runs, mut start) = (Vec::new(), 0);
                 for rows in blocks {
@@ -519,10 +490,10 @@ impl Planner<'_> {
                 blocks,
                 copies,
             } => {
-                let total = blocks.iter().sum::<usize>() * width;
-                let target = self.at(rank, *target);
-                let staging = self.staging(rank)?;
-                let size = self.size();
+                let (target, size) = (self.at(rank, *target), self.size());
+                // Rows are set aside while they are repeated.
+                let bytes = blocks.iter().sum::<usize>() * width * size as usize;
+                let staging = self.extra(rank, Extra::Staging, bytes)?;
                 let (mut sums, mut start) = (Vec::new(), 0);
                 for rows in blocks {
                     let len = rows * width;
@@ -535,7 +506,7 @@ impl Planner<'_> {
                 steps.push(Step::Copy {
                     to: target,
                     from: staging,
-                    bytes: total * size as usize,
+                    bytes,
                 });
             }
         }

@@ -18,18 +18,21 @@ use crate::ExecError;
 use crate::assign::order;
 use crate::backend::Job;
 use crate::number::from_bytes;
-use cudarc::driver::{CudaEvent, CudaStream};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 use moeplan_sim::ir::{Op, OpId, OpKind, Scope, Span, Stream, Timeline};
 use moeplan_sim::spec::DType;
 use moeplan_sim::units::Time;
 use std::sync::Arc;
 
 /// Streams of one rank.
+#[derive(Clone)]
 pub(super) struct Lane {
     compute: Arc<CudaStream>,
     communication: Arc<CudaStream>,
     /// Where groups meet that this rank is the first member of.
     meeting: Arc<CudaStream>,
+    /// Of cuBLAS on the compute stream.
+    workspace: Option<Arc<CudaSlice<u8>>>,
 }
 
 impl Lane {
@@ -42,13 +45,24 @@ impl Lane {
             let expected = "1 where ranks run one after the other";
             return Err(ExecError::input("devices", expected, dealt.devices()));
         }
-        let shared = apart.then(|| dealt.of(0).stream()).transpose()?;
+        let workspace = |rank| Ok::<_, ExecError>(dealt.of(rank).workspace()?.map(Arc::new));
+        if apart {
+            let stream = dealt.of(0).stream()?;
+            let shared = Lane {
+                compute: stream.clone(),
+                communication: stream.clone(),
+                meeting: stream,
+                workspace: workspace(0)?,
+            };
+            return Ok(vec![shared; dealt.world]);
+        }
         let lane = |rank| {
-            let stream = || shared.clone().map_or_else(|| dealt.of(rank).stream(), Ok);
+            let stream = || dealt.of(rank).stream();
             Ok(Lane {
                 compute: stream()?,
                 communication: stream()?,
                 meeting: stream()?,
+                workspace: workspace(rank)?,
             })
         };
         (0..dealt.world).map(lane).collect()
@@ -281,7 +295,10 @@ impl Play<'_> {
                     products,
                     precision,
                     fallback,
-                } => device.multiply(stream, products, *precision, fallback)?,
+                } => {
+                    let workspace = self.lanes[rank].workspace.as_deref();
+                    device.multiply(stream, workspace, products, *precision, fallback)?;
+                }
                 Step::Prioritize { scores, order } => {
                     self.prioritize(device, stream, *scores, *order)?;
                 }

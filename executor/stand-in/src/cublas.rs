@@ -109,6 +109,26 @@ pub unsafe extern "C" fn cublasSetStream_v2(handle: *mut Handle, stream: u64) ->
     SUCCESS
 }
 
+/// Products need no scratch here; what is given has to be device memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasSetWorkspace_v2(
+    handle: *mut Handle,
+    workspace: u64,
+    bytes: usize,
+) -> c_int {
+    // SAFETY: a handle of the caller.
+    let device = unsafe { (*handle).device };
+    let holds = |allocation: &Allocation| {
+        workspace >= allocation.first
+            && workspace + bytes as u64 <= allocation.first + allocation.bytes
+    };
+    let inside = machine::with(|machine| machine.allocations(device).iter().any(holds));
+    match inside && workspace.is_multiple_of(256) {
+        true => SUCCESS,
+        false => INVALID_VALUE,
+    }
+}
+
 /// A column-major matrix, perhaps transposed.
 #[derive(Clone, Copy)]
 struct Matrix {

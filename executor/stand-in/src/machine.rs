@@ -196,6 +196,18 @@ impl Machine {
         })
     }
 
+    /// What is allocated on a device.
+    pub(crate) fn allocations(&self, device: u64) -> Vec<Allocation> {
+        let blocks = self.blocks.iter();
+        blocks
+            .filter(|(_, block)| block.device == device)
+            .map(|(&first, block)| Allocation {
+                first,
+                bytes: block.bytes,
+            })
+            .collect()
+    }
+
     /// Free and total bytes of a device.
     pub(crate) fn memory(&self, device: u64) -> (u64, u64) {
         (self.capacity - self.used[device as usize], self.capacity)
@@ -447,15 +459,7 @@ impl Machine {
         };
         match head.entry {
             Entry::Work(work) => {
-                let allocations: Vec<Allocation> = self
-                    .blocks
-                    .iter()
-                    .filter(|(_, block)| block.device == device)
-                    .map(|(&first, block)| Allocation {
-                        first,
-                        bytes: block.bytes,
-                    })
-                    .collect();
+                let allocations = self.allocations(device);
                 work(&allocations)
             }
             Entry::Free(address) => self.free(address),

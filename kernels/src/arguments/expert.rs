@@ -40,36 +40,74 @@ kernel! {
     |args| Geometry::warp_each_in(args.longest, i64::from(args.num_runs))
 }
 
+/// Most rows of a slice of [`SliceSums`]: enough slices to fill a GPU, few enough to be summed in turn.
+pub const SLICE_ROWS: i64 = 128;
+
 table_row! {
-    /// Runs of one expert in a table of (first row, rows).
-    ExpertRuns {
-        /// First run.
+    /// Rows that are summed at once, at most [`SLICE_ROWS`].
+    Slice {
+        /// First row.
         first,
-        /// Runs.
-        runs,
+        /// Rows.
+        rows,
+    }
+}
+
+impl Slice {
+    /// The slices of a run of rows.
+    pub fn of(first: i64, rows: i64) -> impl Iterator<Item = Slice> {
+        (0..(rows + SLICE_ROWS - 1) / SLICE_ROWS).map(move |slice| Slice {
+            first: first + slice * SLICE_ROWS,
+            rows: SLICE_ROWS.min(rows - slice * SLICE_ROWS),
+        })
+    }
+}
+
+kernel! {
+    /// Column sums of every slice of rows.
+    SliceSums {
+        /// (rows, columns).
+        values: In<Real>,
+        /// (slices, bias columns).
+        sums: Out<f32>,
+        /// Table of [`Slice`].
+        slices: In<i64>,
+        /// Rows of it.
+        num_slices: i32,
+        /// Elements of a row.
+        columns: i64,
+        /// First column that has a bias.
+        first_column: i64,
+        /// Columns that have one.
+        bias_columns: i64,
+    }
+    |args| Geometry::columns(args.bias_columns, i64::from(args.num_slices))
+}
+
+table_row! {
+    /// Slices of one expert.
+    ExpertSlices {
+        /// First slice.
+        first,
+        /// Slices.
+        slices,
         /// Element offset of the gradient.
         gradient,
     }
 }
 
 kernel! {
-    /// Column sums of every expert's rows; zero for one without rows.
+    /// Sums of every expert's slices; zero for one without.
     BiasGradient {
-        /// (rows, columns).
-        values: In<Real>,
+        /// (slices, bias columns), from [`SliceSums`].
+        sums: In<f32>,
         /// What offsets count from.
         gradients: Out<Real>,
-        /// (runs, 2): first row, rows.
-        runs: In<i64>,
-        /// Table of [`ExpertRuns`].
+        /// Table of [`ExpertSlices`].
         experts: In<i64>,
         /// Rows of it.
         num_experts: i32,
-        /// Elements of a row.
-        columns: i64,
-        /// First column that has a bias.
-        first_column: i64,
-        /// Columns that have one.
+        /// Columns that have a bias.
         bias_columns: i64,
         /// Add to what the gradient holds.
         accumulate: bool,

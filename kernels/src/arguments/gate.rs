@@ -174,7 +174,7 @@ kernel! {
         /// E.
         num_experts: i32,
     }
-    |args| Geometry::thread_each(i64::from(args.num_experts))
+    |args| Geometry::warp_each(i64::from(args.num_experts))
 }
 
 kernel! {

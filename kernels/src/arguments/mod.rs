@@ -7,8 +7,8 @@ mod tokens;
 
 pub use copies::{CastFromFloat, CastToFloat, CopyRun, CopyRuns, SumRun, SumRuns};
 pub use expert::{
-    Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertRuns, Gemm, Product,
-    SavedRun,
+    Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertSlices, Gemm, Product,
+    SLICE_ROWS, SavedRun, Slice, SliceSums,
 };
 pub use gate::{
     GateChosen, GateGradient, GateSoftmax, GateTopK, Normalize, NormalizeGradient, SLOT_TILE,
@@ -97,6 +97,7 @@ pub fn signature(kernel: KernelId) -> String {
         KernelId::DenseMask => DenseMask::signature(),
         KernelId::DenseScores => DenseScores::signature(),
         KernelId::Bias => Bias::signature(),
+        KernelId::SliceSums => SliceSums::signature(),
         KernelId::BiasGradient => BiasGradient::signature(),
         KernelId::Activation => Activation::signature(),
         KernelId::ActivationGradient => ActivationGradient::signature(),

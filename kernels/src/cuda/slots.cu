@@ -37,17 +37,23 @@ PLAIN_KERNEL(slot_count)(const int* __restrict__ experts, const int* __restrict_
     }
 }
 
-// Turns counts (tiles, E) into exclusive sums over tiles, in place, and writes the totals (E). One thread an expert:
-// neighbouring threads read neighbouring numbers.
+// Turns counts (tiles, E) into exclusive sums over tiles, in place, and writes the totals (E). One warp an expert, a tile a
+// lane.
 PLAIN_KERNEL(slot_scan)(int* __restrict__ counts, int* __restrict__ totals, i64 tiles, int num_experts) {
-    for (i64 expert = global_thread(); expert < num_experts; expert += num_threads()) {
+    for (i64 expert = global_warp(); expert < num_experts; expert += num_warps()) {
         int before = 0;
-        for (i64 t = 0; t < tiles; t++) {
-            int here = counts[t * num_experts + expert];
-            counts[t * num_experts + expert] = before;
-            before += here;
+        for (i64 first = 0; first < tiles; first += WARP) {
+            i64 t = first + lane();
+            int here = t < tiles ? counts[t * num_experts + expert] : 0, sum = here;
+#pragma unroll
+            for (int distance = 1; distance < WARP; distance *= 2) {
+                int below = __shfl_up_sync(ALL_LANES, sum, distance);
+                if (lane() >= distance) sum += below;
+            }
+            if (t < tiles) counts[t * num_experts + expert] = before + sum - here;
+            before += __shfl_sync(ALL_LANES, sum, WARP - 1);
         }
-        totals[expert] = before;
+        if (lane() == 0) totals[expert] = before;
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::device::{Case, Device, assert_close, case, cases, input, output, round};
 use moeplan_kernels::{
-    Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertRuns, Gemm, Product,
-    SavedRun,
+    Activation, ActivationGradient, Bias, BiasGradient, BiasRun, ExpertSlices, Gemm, Product,
+    SavedRun, Slice, SliceSums,
 };
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ impl Runs {
 }
 
 fn runs() -> impl Strategy<Value = Runs> {
-    let lengths = prop::collection::vec((0usize..4, prop_oneof![Just(0usize), 1usize..50]), 1..7);
+    let lengths = prop::collection::vec((0usize..4, prop_oneof![Just(0usize), 1usize..50, 1usize..400]), 1..7);
     lengths.prop_map(|lengths| {
         let mut at = 0;
         let runs = lengths
@@ -104,31 +104,39 @@ fn bias(case: Case, s: &Runs, c: Columns, gap: usize, accumulate: bool) {
 
     let before = device.random(s.experts * stride);
     let (x_at, gradients) = (device.reals(&x), device.reals(&before));
-    let mut sorted = s.runs.clone();
-    sorted.sort_by_key(|run| run.0);
-    let rows: Vec<i64> = sorted
-        .iter()
-        .flat_map(|run| [run.1 as i64, run.2 as i64])
-        .collect();
-    let experts: Vec<ExpertRuns> = (0..s.experts)
-        .map(|expert| ExpertRuns {
-            first: sorted.iter().filter(|run| run.0 < expert).count() as i64,
-            runs: sorted.iter().filter(|run| run.0 == expert).count() as i64,
-            gradient: (expert * stride) as i64,
+    let mut slices = Vec::new();
+    let experts: Vec<ExpertSlices> = (0..s.experts)
+        .map(|expert| {
+            let first = slices.len() as i64;
+            for run in s.runs.iter().filter(|run| run.0 == expert) {
+                slices.extend(Slice::of(run.1 as i64, run.2 as i64));
+            }
+            ExpertSlices {
+                first,
+                slices: slices.len() as i64 - first,
+                gradient: (expert * stride) as i64,
+            }
         })
         .collect();
+    let sums = device.allocate(slices.len() * c.with_bias * 4);
     let (rows, table) = (
-        device.i64s(&rows),
-        device.i64s(&ExpertRuns::table(&experts)),
+        device.i64s(&Slice::table(&slices)),
+        device.i64s(&ExpertSlices::table(&experts)),
     );
-    device.launch(&BiasGradient {
+    device.launch(&SliceSums {
         values: input(x_at),
-        gradients: output(gradients),
-        runs: input(rows),
-        experts: input(table),
-        num_experts: s.experts as i32,
+        sums: output(sums),
+        slices: input(rows),
+        num_slices: slices.len() as i32,
         columns: c.all as i64,
         first_column: c.first as i64,
+        bias_columns: c.with_bias as i64,
+    });
+    device.launch(&BiasGradient {
+        sums: input(sums),
+        gradients: output(gradients),
+        experts: input(table),
+        num_experts: s.experts as i32,
         bias_columns: c.with_bias as i64,
         accumulate,
     });

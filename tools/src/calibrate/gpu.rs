@@ -78,7 +78,8 @@ fn params(backend: &Cuda, measured: &[Measured]) -> Result<GpuParams, Error> {
         }
     }
     if products.is_empty() || passes.is_empty() {
-        let message = "expected measurements of products and passes, found none: run it again to go on";
+        let message =
+            "expected measurements of products and passes, found none: run it again to go on";
         return Err(Error::input(Place::default(), message));
     }
     let [kernel_us, us_per_byte] = fit::non_negative(&passes);
