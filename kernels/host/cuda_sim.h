@@ -114,5 +114,7 @@ inline int atomicAdd(int* p, int v) { return sim::atomic_add(p, v); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline unsigned __float_as_uint(float v) { return sim::from_bits<unsigned>(sim::to_bits(v)); }
+inline float __uint_as_float(unsigned v) { return sim::from_bits<float>(sim::to_bits(v)); }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline float __int_as_float(int v) { return sim::from_bits<float>(sim::to_bits(v)); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }

@@ -54,9 +54,12 @@ impl Geometry {
         Geometry::blocks(div_ceil(count, i64::from(BLOCK)), 1, 1, 0)
     }
 
-    /// Threads that move 16 bytes each, for each of `blocks` blocks of `bytes`.
-    pub(crate) fn copies(bytes: i64, blocks: i64) -> Geometry {
-        Geometry::blocks(div_ceil(bytes, 16 * i64::from(BLOCK)), blocks, 1, 0)
+    /// Threads that move 16 bytes each, or four times that where there are enough of them to fill a GPU, for each of `runs`
+    /// runs of up to `bytes`.
+    pub(crate) fn copies(bytes: i64, runs: i64) -> Geometry {
+        const ENOUGH: i64 = 1024;
+        let blocks = |accesses: i64| div_ceil(bytes, 16 * i64::from(BLOCK) * accesses);
+        Geometry::blocks(blocks(4).max(blocks(1).min(ENOUGH)), runs, 1, 0)
     }
 
     /// A block for each 32 columns of each of `groups`, with one float a thread of shared memory.

@@ -75,7 +75,7 @@ kernel! {
         /// Elements.
         count: i64,
     }
-    |args| Geometry::thread_each(args.count)
+    |args| Geometry::copies(args.count * 4, 1)
 }
 
 kernel! {
@@ -90,5 +90,5 @@ kernel! {
         /// Add to what `to` holds.
         accumulate: bool,
     }
-    |args| Geometry::thread_each(args.count)
+    |args| Geometry::copies(args.count * 4, 1)
 }

@@ -80,22 +80,31 @@ template <int N> struct Floats {
     float v[N];
 };
 
-// N adjacent elements as floats: one access of 16 bytes (N == WIDE), one of a pair (N == 2), or one element.
-template <int N> __device__ __forceinline__ Floats<N> load(const real* p) {
+// N adjacent elements as they lie in memory: 16 bytes (N == WIDE), a pair (N == 2), or one.
+template <int N> struct Raw {
+    typedef uint4 type;
+};
+template <> struct Raw<1> {
+    typedef real type;
+};
+#if MOE_DTYPE != 0
+template <> struct Raw<2> {
+    typedef real2 type;
+};
+#endif
+template <int N> __device__ __forceinline__ typename Raw<N>::type load_raw(const real* p) {
+    return *reinterpret_cast<const typename Raw<N>::type*>(p);
+}
+template <int N> __device__ __forceinline__ Floats<N> to_floats(typename Raw<N>::type raw) {
     Floats<N> r;
     if constexpr (N == 1) {
-        r.v[0] = to_float(*p);
+        r.v[0] = to_float(raw);
     } else {
 #if MOE_DTYPE == 0
-        float4 raw = *reinterpret_cast<const float4*>(p);
-        r.v[0] = raw.x, r.v[1] = raw.y, r.v[2] = raw.z, r.v[3] = raw.w;
+        r.v[0] = __uint_as_float(raw.x), r.v[1] = __uint_as_float(raw.y);
+        r.v[2] = __uint_as_float(raw.z), r.v[3] = __uint_as_float(raw.w);
 #else
-        real2 pairs[N / 2];
-        if constexpr (N == 2) {
-            pairs[0] = *reinterpret_cast<const real2*>(p);
-        } else {
-            *reinterpret_cast<uint4*>(pairs) = *reinterpret_cast<const uint4*>(p);
-        }
+        const real2* pairs = reinterpret_cast<const real2*>(&raw);
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {
             float2 two = to_float2(pairs[i]);
@@ -105,6 +114,9 @@ template <int N> __device__ __forceinline__ Floats<N> load(const real* p) {
     }
     return r;
 }
+
+// N adjacent elements as floats.
+template <int N> __device__ __forceinline__ Floats<N> load(const real* p) { return to_floats<N>(load_raw<N>(p)); }
 
 template <int N> __device__ __forceinline__ void store(real* p, const Floats<N>& r) {
     if constexpr (N == 1) {
@@ -156,12 +168,48 @@ __device__ __forceinline__ void for_each(i64 count, size_t addresses, i64 worker
     for (i64 i = done + worker; i < count; i += workers) body(i, Width<1>());
 }
 
+// Independent wide loads a thread has under way: enough of them hide the memory's latency.
+constexpr int IN_FLIGHT = 4;
+
+// As `for_each`, in two parts, for elements that are changed in place: `read(offset, width)` of several places goes before
+// `write(offset, what was read, width)` of any, which the compiler may not do by itself.
+template <class Read, class Write>
+__device__ __forceinline__ void for_each_in_place(i64 count, size_t addresses, i64 worker, i64 workers, Read read,
+                                                  Write write) {
+    i64 done = 0;
+    if ((addresses & 15) == 0) {
+        i64 wide = count / WIDE, i = worker;
+        Width<WIDE> width;
+        for (; i + (IN_FLIGHT - 1) * workers < wide; i += IN_FLIGHT * workers) {
+            decltype(read(i, width)) got[IN_FLIGHT];
+#pragma unroll
+            for (int n = 0; n < IN_FLIGHT; n++) got[n] = read((i + n * workers) * WIDE, width);
+#pragma unroll
+            for (int n = 0; n < IN_FLIGHT; n++) write((i + n * workers) * WIDE, got[n], width);
+        }
+#pragma unroll 1
+        for (; i < wide; i += workers) write(i * WIDE, read(i * WIDE, width), width);
+        done = wide * WIDE;
+    }
+    Width<1> one;
+#pragma unroll 1
+    for (i64 i = done + worker; i < count; i += workers) write(i, read(i, one), one);
+}
+
 // Copies `bytes` bytes with the widest access that both addresses allow.
 template <class Unit>
 __device__ __forceinline__ i64 copy_units(const char* from, char* to, i64 bytes, i64 worker, i64 workers) {
-    i64 units = bytes / (i64)sizeof(Unit);
-    for (i64 i = worker; i < units; i += workers)
-        reinterpret_cast<Unit*>(to)[i] = reinterpret_cast<const Unit*>(from)[i];
+    i64 units = bytes / (i64)sizeof(Unit), i = worker;
+    const Unit* source = reinterpret_cast<const Unit*>(from);
+    Unit* target = reinterpret_cast<Unit*>(to);
+    for (; i + (IN_FLIGHT - 1) * workers < units; i += IN_FLIGHT * workers) {
+        Unit got[IN_FLIGHT];
+#pragma unroll
+        for (int n = 0; n < IN_FLIGHT; n++) got[n] = source[i + n * workers];
+#pragma unroll
+        for (int n = 0; n < IN_FLIGHT; n++) target[i + n * workers] = got[n];
+    }
+    for (; i < units; i += workers) target[i] = source[i];
     return units * (i64)sizeof(Unit);
 }
 __device__ __forceinline__ void copy_bytes(const char* from, char* to, i64 bytes, i64 worker, i64 workers) {

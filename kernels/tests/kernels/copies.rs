@@ -145,7 +145,7 @@ proptest! {
     #[test]
     fn copies_transpose_blocks(
         case in case(), rows in 1usize..6, columns in 1usize..6,
-        block in prop_oneof![1usize..70, Just(256), Just(5000)],
+        block in prop_oneof![1usize..70, Just(256), Just(5000), Just(40_000)],
     ) {
         transpose(case, rows, columns, block);
     }
@@ -158,7 +158,7 @@ proptest! {
     }
 
     #[test]
-    fn casts_round_once(case in case(), count in 1usize..600, accumulate: bool) {
+    fn casts_round_once(case in case(), count in prop_oneof![1usize..600, 1usize..20_000], accumulate: bool) {
         cast(case, count, accumulate);
     }
 }

@@ -151,9 +151,13 @@ impl Device {
         values
     }
 
-    /// Runs a kernel, with all checks that there are.
+    /// Runs a kernel, with all checks that there are: every other case on a single block, as kernels stride over any grid.
     pub(crate) fn launch(&mut self, arguments: &impl Arguments) {
-        self.memory.launch(&arguments.launch(self.case.real));
+        let mut launch = arguments.launch(self.case.real);
+        if self.case.seed.is_multiple_of(2) {
+            launch.geometry.grid = [1; 3];
+        }
+        self.memory.launch(&launch);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::settings::BackendKind;
 use crate::validate::executor::{Case, Setting, Sizes, Summary, cases, summarise};
 use crate::validate::predict::Constants;
 use moeplan_sim::cost::analytic::Analytic;
+use moeplan_sim::spec::DType;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -33,12 +34,16 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
     let place = given.place(&["execute"], None, "devices");
     let mut backend = machine::backend(kind, Gpus::new(&execute, true, place)?)?;
     let setting = Setting {
-        sizes: Sizes {
-            tokens_per_step: validate.tokens_per_step,
-            model_dim: validate.model_dim,
-            hidden_dim: validate.hidden_dim,
-            dtype: validate.dtype,
-        },
+        sizes: Sizes::of(kind).map(|sizes| Sizes {
+            tokens_per_step: validate.tokens_per_step.unwrap_or(sizes.tokens_per_step),
+            model_dim: validate.model_dim.unwrap_or(sizes.model_dim),
+            hidden_dim: validate.hidden_dim.unwrap_or(sizes.hidden_dim),
+            ..sizes
+        }),
+        dtype: validate.dtype.unwrap_or(match kind {
+            BackendKind::Cpu => DType::Fp32,
+            BackendKind::Cuda => DType::Bf16,
+        }),
         ranks: execute.ranks.unwrap_or(4),
         steps: validate.steps.unwrap_or(5),
         repeats: execute.repeats.unwrap_or(5).max(1),
@@ -78,6 +83,7 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
         command: "validate executor",
         settings: json!({
             "cluster": name,
+            "dtype": setting.dtype,
             "ranks": setting.ranks,
             "steps": setting.steps,
             "repeats": setting.repeats,

@@ -6,6 +6,7 @@ use crate::machine;
 use crate::play::refused;
 use crate::routing::shape_of;
 use crate::session::Session;
+use crate::settings::BackendKind;
 use crate::validate::predict::Constants;
 use moeplan_executor::Backend;
 use moeplan_executor::assign::tokens_of;
@@ -80,24 +81,42 @@ pub struct Summary {
     pub spread: f64,
 }
 
-/// Sizes of the layers, where the user says so.
-#[derive(Debug, Clone, Copy, Default)]
+/// Sizes of a layer.
+#[derive(Debug, Clone, Copy)]
 pub struct Sizes {
+    /// Experts a rank.
+    pub experts_per_rank: f64,
     /// T.
-    pub tokens_per_step: Option<u64>,
+    pub tokens_per_step: u64,
     /// D.
-    pub model_dim: Option<u64>,
+    pub model_dim: u64,
     /// H.
-    pub hidden_dim: Option<u64>,
-    /// Number type.
-    pub dtype: Option<DType>,
+    pub hidden_dim: u64,
+}
+
+impl Sizes {
+    /// Layers that a backend runs in milliseconds: whole experts on every rank, and experts over two ranks each.
+    pub fn of(backend: BackendKind) -> [Sizes; 2] {
+        let layer = |experts_per_rank, tokens_per_step, model_dim, hidden_dim| Sizes {
+            experts_per_rank,
+            tokens_per_step,
+            model_dim,
+            hidden_dim,
+        };
+        match backend {
+            BackendKind::Cpu => [layer(2.0, 256, 448, 640), layer(0.5, 320, 320, 448)],
+            BackendKind::Cuda => [layer(2.0, 2048, 1024, 2048), layer(0.5, 4096, 1024, 1024)],
+        }
+    }
 }
 
 /// What is validated.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// Sizes of the layers.
-    pub sizes: Sizes,
+    pub sizes: [Sizes; 2],
+    /// Their number type.
+    pub dtype: DType,
     /// Ranks.
     pub ranks: u64,
     /// Held-out steps of the trace.
@@ -108,34 +127,35 @@ pub struct Setting {
     pub seed: u64,
 }
 
-/// The layers: whole experts on every rank, and experts over two ranks each.
-fn layers(ranks: u64, sizes: Sizes) -> Result<Vec<(String, ResolvedLayer)>, Error> {
-    let layer = |experts: f64, tokens, dims: (u64, u64)| {
-        let tokens = sizes.tokens_per_step.unwrap_or(tokens);
-        let dims = (
-            sizes.model_dim.unwrap_or(dims.0),
-            sizes.hidden_dim.unwrap_or(dims.1),
-        );
+/// The layers, by name. Experts are only split where ranks pair up.
+fn layers(setting: &Setting) -> Result<Vec<(String, ResolvedLayer)>, Error> {
+    let ranks = setting.ranks;
+    let layer = |sizes: &Sizes| {
+        let Sizes {
+            experts_per_rank,
+            tokens_per_step,
+            model_dim,
+            hidden_dim,
+        } = *sizes;
         let spec = LayerSpec {
-            tokens_per_step: tokens,
-            model_dim: dims.0,
-            hidden_dim: dims.1,
-            experts: Experts::PerGpu(experts),
+            tokens_per_step,
+            model_dim,
+            hidden_dim,
+            experts: Experts::PerGpu(experts_per_rank),
             top_k: 2,
             capacity_factor: 1.25,
-            dtype: sizes.dtype.unwrap_or(DType::Fp32),
+            dtype: setting.dtype,
             gate: Gate::Linear,
         };
-        let name = format!("E_g={experts} T={tokens} D={} H={}", dims.0, dims.1);
+        let name =
+            format!("E_g={experts_per_rank} T={tokens_per_step} D={model_dim} H={hidden_dim}");
         spec.resolve(ranks)
             .map(|layer| (name, layer))
             .map_err(|error| refused(&error))
     };
-    let mut layers = vec![layer(2.0, 256, (448, 640))?];
-    if ranks >= 4 && ranks.is_multiple_of(2) {
-        layers.push(layer(0.5, 320, (320, 448))?);
-    }
-    Ok(layers)
+    let pairs = ranks >= 4 && ranks.is_multiple_of(2);
+    let possible = |sizes: &&Sizes| pairs || sizes.experts_per_rank >= 1.0;
+    setting.sizes.iter().filter(possible).map(layer).collect()
 }
 
 /// The strategies that are told apart.
@@ -220,7 +240,7 @@ pub fn cases(
         let message = format!("expected 1 to {}, found {}", recorded.len(), setting.steps);
         return Err(Error::input(Place::flag("--steps"), message));
     }
-    let layers = layers(setting.ranks, setting.sizes)?;
+    let layers = layers(&setting)?;
     let progress = session.progress((layers.len() * setting.steps) as u64);
     let mut cases = Vec::new();
     for (name, layer) in &layers {
