@@ -71,7 +71,7 @@ fn rows(criterion: &mut Criterion) {
         matches!(what, Elementwise::BiasGradient(_))
     };
     for dtype in [DType::Fp32, DType::Bf16] {
-        let sizes = Sizes(16384, 2048, 512);
+        let sizes = Sizes(8192, 2048, 512);
         let Some(mut bench) = gpu(1, &sizes, dtype, Plan::PLAIN, false) else {
             return;
         };

@@ -60,28 +60,28 @@ fn operand(strides: (i64, i64), rows: i64, columns: i64) -> (sys::cublasOperatio
     }
 }
 
-/// Distances between the matrices of products that are alike and equally far apart.
-fn stride(products: &[Product]) -> Option<[i64; 3]> {
+/// How many of the first products are alike and equally far apart, and the distances between their matrices.
+fn alike(products: &[Product]) -> (usize, [i64; 3]) {
     let [first, second, ..] = products else {
-        return None;
+        return (products.len(), [0; 3]);
     };
-    let strides = [second.a - first.a, second.b - first.b, second.c - first.c];
+    let apart = |a: &Product, b: &Product| [b.a - a.a, b.b - a.b, b.c - a.c];
+    let strides = apart(first, second);
     let shape = |p: &Product| Product {
         a: 0,
         b: 0,
         c: 0,
         ..*p
     };
-    let regular = products.windows(2).all(|pair| {
-        shape(&pair[0]) == shape(&pair[1])
-            && [
-                pair[1].a - pair[0].a,
-                pair[1].b - pair[0].b,
-                pair[1].c - pair[0].c,
-            ] == strides
-    });
+    let follows = |pair: &&[Product]| {
+        let [one, next] = pair else { return false };
+        shape(one) == shape(next) && apart(one, next) == strides
+    };
     // Results that overlap are sums over products, which run one by one.
-    (regular && strides[2] != 0).then_some(strides)
+    match strides[2] == 0 {
+        true => (1, [0; 3]),
+        false => (1 + products.windows(2).take_while(follows).count(), strides),
+    }
 }
 
 impl Blas {
@@ -94,7 +94,7 @@ impl Blas {
         result::create_handle().ok().map(Blas)
     }
 
-    /// Enqueues products in order, as one batch where they are alike. The `workspace`, address and bytes, is used by this
+    /// Enqueues products in order, those that are alike as one batch. The `workspace`, address and bytes, is used by this
     /// stream alone, as NVIDIA asks for where streams run at once and results are to repeat bit for bit (cuBLAS, Results
     /// Reproducibility); without one, cuBLAS takes its own.
     pub(super) fn multiply(
@@ -113,13 +113,14 @@ impl Blas {
                 .result()
                 .map_err(failed)?;
         }
-        match stride(products) {
-            Some(strides) => self.batch(&products[0], strides, products.len(), precision),
-            None => products
-                .iter()
-                .try_for_each(|product| self.batch(product, [0; 3], 1, precision)),
+        let mut left = products;
+        while let Some(first) = left.first() {
+            let (count, strides) = alike(left);
+            self.batch(first, strides, count, precision)
+                .map_err(failed)?;
+            left = &left[count..];
         }
-        .map_err(failed)
+        Ok(())
     }
 
     /// `count` products at `strides` bytes. Row-major C = A B is column-major C^T = B^T A^T.
@@ -176,5 +177,47 @@ impl Blas {
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(a: i64, b: i64, c: i64) -> Product {
+        Product {
+            a,
+            b,
+            c,
+            m: 4,
+            n: 4,
+            k: 4,
+            a_row_stride: 4,
+            a_column_stride: 1,
+            b_row_stride: 4,
+            b_column_stride: 1,
+            c_row_stride: 4,
+            accumulate: 0,
+        }
+    }
+
+    #[test]
+    fn products_that_are_alike_are_one_batch() {
+        // Two experts of three blocks each: one weight a batch.
+        let blocks = |expert: i64| {
+            (0..3).map(move |block| {
+                product(100 * expert + 16 * block, expert, 900 * expert + 16 * block)
+            })
+        };
+        let products: Vec<Product> = blocks(1).chain(blocks(2)).collect();
+        assert_eq!(alike(&products), (3, [16, 0, 16]));
+        assert_eq!(alike(&products[3..]), (3, [16, 0, 16]));
+        assert_eq!(alike(&products[..1]), (1, [0; 3]));
+        // A sum over products goes one by one.
+        let chain = [product(0, 0, 7), product(16, 16, 7)];
+        assert_eq!(alike(&chain).0, 1);
+        let mut other = products.clone();
+        other[1].m = 3;
+        assert_eq!(alike(&other).0, 1);
     }
 }

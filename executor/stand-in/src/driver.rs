@@ -67,7 +67,7 @@ fn attribute(which: c_int) -> c_int {
         1 => 1024,       // threads of a block
         8 => 48 << 10,   // shared memory of a block
         10 => 32,        // warp
-        16 => 1,         // multiprocessors: the host's one
+        16 => 132,       // multiprocessors, those of the H200 that there are measurements of
         75 => 8,         // compute capability, major
         76 => 0,         // minor
         97 => 163 << 10, // shared memory of a block on request

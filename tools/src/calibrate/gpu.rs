@@ -162,20 +162,20 @@ fn microseconds(params: &GemmParams, shape: &GemmShape) -> f64 {
     params.estimate(shape).time.as_secs_f64() * 1e6
 }
 
-/// The constants of `start` that rates and latencies of a GPU change, fitted to `products`; the library's tiles stay as they
-/// are.
+/// The constants of `start` that a GPU's rates change, fitted to `products`: one factor for each kind of unit, for the start of
+/// a product and for the memories, L2 beside HBM. The library's tiles and what fills them stay as they are.
 fn fit_products(start: &GemmParams, products: &[(GemmShape, f64)]) -> GemmParams {
     let with = |x: &[f64]| GemmParams {
         tensor_tflops: start.tensor_tflops * x[0],
         tf32_tflops: start.tf32_tflops * x[1],
         fp32_tflops: start.fp32_tflops * x[2],
         launch_us: start.launch_us * x[3],
-        fill_us: start.fill_us * x[4],
-        hbm_gbps: start.hbm_gbps * x[5],
-        store_gbps: start.store_gbps * x[5],
-        gemv_gbps: start.gemv_gbps * x[5],
-        sm_store_gbps: start.sm_store_gbps * x[6],
-        l2_gbps: start.l2_gbps * x[6],
+        gemv_launch_us: start.gemv_launch_us * x[3],
+        hbm_gbps: start.hbm_gbps * x[4],
+        store_gbps: start.store_gbps * x[4],
+        gemv_gbps: start.gemv_gbps * x[4],
+        sm_store_gbps: start.sm_store_gbps * x[4],
+        l2_gbps: start.l2_gbps * x[4],
         ..start.clone()
     };
     let loss = |x: &[f64]| {
@@ -185,13 +185,13 @@ fn fit_products(start: &GemmParams, products: &[(GemmShape, f64)]) -> GemmParams
             .map(|(shape, us)| (microseconds(&params, shape) / us).ln().abs());
         errors.sum::<f64>() / products.len() as f64
     };
-    let fitted = with(&fit::descend(&[1.0; 7], 200, loss));
+    let fitted = with(&fit::descend(&[1.0; 5], 200, loss));
     GemmParams {
         tensor_tflops: fit::rounded(fitted.tensor_tflops),
         tf32_tflops: fit::rounded(fitted.tf32_tflops),
         fp32_tflops: fit::rounded(fitted.fp32_tflops),
         launch_us: fit::rounded(fitted.launch_us),
-        fill_us: fit::rounded(fitted.fill_us),
+        gemv_launch_us: fit::rounded(fitted.gemv_launch_us),
         hbm_gbps: fit::rounded(fitted.hbm_gbps),
         store_gbps: fit::rounded(fitted.store_gbps),
         gemv_gbps: fit::rounded(fitted.gemv_gbps),

@@ -100,7 +100,7 @@ pub struct ValidateSettings {
     #[arg(long, value_name = "N", requires = "what", help_heading = "Executor")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// T of the layers that are run [default: 256 and 320; cuda: 2048 and 4096]
+    /// T of the layers that are run [default: 256 and 320; cuda: 2048]
     #[arg(long, value_name = "T", requires = "what", help_heading = "Executor")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_step: Option<u64>,
@@ -108,7 +108,7 @@ pub struct ValidateSettings {
     #[arg(long, value_name = "D", requires = "what", help_heading = "Executor")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_dim: Option<u64>,
-    /// H of the layers that are run [default: 640 and 448; cuda: 2048 and 1024]
+    /// H of the layers that are run [default: 640 and 448; cuda: 1024]
     #[arg(long, value_name = "H", requires = "what", help_heading = "Executor")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_dim: Option<u64>,

@@ -105,7 +105,7 @@ impl Sizes {
         };
         match backend {
             BackendKind::Cpu => [layer(2.0, 256, 448, 640), layer(0.5, 320, 320, 448)],
-            BackendKind::Cuda => [layer(2.0, 2048, 1024, 2048), layer(0.5, 4096, 1024, 1024)],
+            BackendKind::Cuda => [layer(2.0, 2048, 1024, 1024), layer(0.5, 2048, 1024, 1024)],
         }
     }
 }
@@ -311,7 +311,7 @@ fn step(
         for case in &mut ready {
             let ran = execute(&case.program, layer, backend, &inputs, &tokens)?;
             if repeat > 0 {
-                case.times.push(ran.timeline.step_time());
+                case.times.push(constants.measured(&ran));
                 case.stages.push(by_stage(&case.program, |op| {
                     ran.busy[op]
                         .iter()

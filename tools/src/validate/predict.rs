@@ -1,5 +1,6 @@
 //! What predicts a step that this machine runs.
 
+use moeplan_executor::Executed;
 use moeplan_sim::cost::cpu::{CpuModel, demand};
 use moeplan_sim::cost::price::price;
 use moeplan_sim::cost::{CostModel, analytic::Analytic};
@@ -27,6 +28,14 @@ pub struct Predicted {
 }
 
 impl Constants {
+    /// What is predicted, as `ran` took it: the step; of a GPU, which records times between operations, these alone.
+    pub fn measured(&self, ran: &Executed) -> Time {
+        match self {
+            Constants::Cpu(_) => ran.timeline.step_time(),
+            Constants::Gpu(_) => ran.busy.iter().flatten().copied().sum(),
+        }
+    }
+
     /// What `program` takes.
     pub fn predict(&self, program: &Program) -> Predicted {
         let over_ranks = |of: &dyn Fn(&Op, usize) -> f64| -> Vec<f64> {
