@@ -22,6 +22,9 @@ use moeplan_sim::spec::{AllToAll, DType, Encode, Padding};
 use std::time::Duration;
 use step::{Bench, Sizes, timed};
 
+/// Which operations are timed.
+type Wanted<'a> = &'a dyn Fn(&OpKind, Pass) -> bool;
+
 /// A step whose ranks run one after the other, so that every operation has the GPU for itself.
 fn gpu(ranks: u64, sizes: &Sizes, dtype: DType, plan: Plan, without_blas: bool) -> Option<Bench> {
     let settings = Settings {
@@ -63,13 +66,6 @@ fn products(criterion: &mut Criterion) {
 fn rows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rows");
     group.sampling_mode(SamplingMode::Flat);
-    let is_bias_gradient = |kind: &OpKind| {
-        let what = match kind {
-            OpKind::Elementwise { what, .. } => what,
-            _ => return false,
-        };
-        matches!(what, Elementwise::BiasGradient(_))
-    };
     for dtype in [DType::Fp32, DType::Bf16] {
         let sizes = Sizes(8192, 2048, 512);
         let Some(mut bench) = gpu(1, &sizes, dtype, Plan::PLAIN, false) else {
@@ -79,10 +75,18 @@ fn rows(criterion: &mut Criterion) {
         let encode = |kind: &OpKind, pass| matches!(kind, OpKind::Encode { .. }) && forward(pass);
         let decode = |kind: &OpKind, pass| matches!(kind, OpKind::Decode { .. }) && forward(pass);
         let dots = |kind: &OpKind, _| matches!(kind, OpKind::ScoreGradient { .. });
-        let bias = |kind: &OpKind, _| is_bias_gradient(kind);
+        let bias = |kind: &OpKind, _| {
+            matches!(
+                kind,
+                OpKind::Elementwise {
+                    what: Elementwise::BiasGradient(_),
+                    ..
+                }
+            )
+        };
         // What a rank sends itself is a copy in the GPU's memory.
         let copy = |kind: &OpKind, _| matches!(kind, OpKind::Exchange { .. });
-        let wanted: [(&str, &dyn Fn(&OpKind, Pass) -> bool); 5] = [
+        let wanted: [(&str, Wanted<'_>); 5] = [
             ("encode", &encode),
             ("decode", &decode),
             ("score gradient", &dots),
