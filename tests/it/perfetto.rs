@@ -1,9 +1,10 @@
-//! Timelines for Perfetto: what a viewer relies on, and its own reader where it can be had.
+//! Timelines for Perfetto: what a viewer relies on, and Perfetto itself where it can be had.
 
 use moeplan::error::Exit;
 use moeplan_tests::moeplan_args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 /// A track: process and thread.
@@ -15,14 +16,21 @@ type Slice = (u64, u64, u64);
 const SIMULATED: &str = "breakdown --gpus 16 --trace digits --steps 2 --padding dropless --pipeline-degree 2 \
                          --all-to-all 2dh --adaptive-r 1 --export perfetto";
 
-fn trace_of(args: &str) -> Value {
+const EXECUTED: &str = "execute --ranks 4 --tokens-per-step 64 --model-dim 32 --hidden-dim 32 --repeats 1 \
+                        --pipeline-degree 2 --export perfetto";
+
+fn exported(args: &str) -> String {
     let args: Vec<&str> = args.split_whitespace().collect();
     let ran = moeplan_args(&args);
     assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
-    serde_json::from_str(&ran.stdout).expect("JSON")
+    ran.stdout
 }
 
-/// Nanoseconds of a time in microseconds, which is written to the nanosecond.
+fn trace_of(args: &str) -> Value {
+    serde_json::from_str(&exported(args)).expect("JSON")
+}
+
+/// Nanoseconds of a time in microseconds, which has no finer digits.
 fn nanos(event: &Value, key: &str) -> u64 {
     let micros = event[key].as_f64().expect("a number");
     (micros * 1e3).round() as u64
@@ -168,10 +176,7 @@ fn rings_are_counted_as_they_send() {
 
 #[test]
 fn an_executed_step_has_the_same_form() {
-    let trace = trace_of(
-        "execute --ranks 4 --tokens-per-step 64 --model-dim 32 --hidden-dim 32 --repeats 1 --pipeline-degree 2 \
-         --export perfetto",
-    );
+    let trace = trace_of(EXECUTED);
     assert_eq!(trace["otherData"]["times"], "measured");
     assert_eq!(slices(&trace).len(), 8);
 }
@@ -199,35 +204,40 @@ fn count(trace: &Value, ph: &str) -> usize {
     events.filter(|event| event["ph"] == ph).count()
 }
 
-/// The viewer that the format was made for, in Chromium; `.ci/run` fetches both where it can.
-#[test]
-fn the_viewer_of_the_format_agrees() {
-    let variable = |name: &str| std::env::var(name).unwrap_or_default();
-    let (modules, viewer) = (
-        variable("MOEPLAN_PLAYWRIGHT"),
-        variable("MOEPLAN_TRACE_VIEWER"),
-    );
-    if modules.is_empty() || viewer.is_empty() {
+/// What `script` finds when it opens a timeline in the viewer that a variable names; none, and said, without one.
+#[expect(clippy::print_stderr, reason = "what is not checked must be said")]
+fn opened(script: &str, viewer: &str, timeline: &str, questions: &[&str]) -> Option<Value> {
+    let (Ok(modules), Ok(ui)) = (std::env::var("MOEPLAN_PLAYWRIGHT"), std::env::var(viewer)) else {
         eprintln!(
-            "SKIPPED LOUDLY: the timeline was not opened in the viewer of its format (set \
-             MOEPLAN_TRACE_VIEWER and MOEPLAN_PLAYWRIGHT as .ci/viewers.sh does)"
+            "SKIPPED LOUDLY: {script} opened no timeline (set {viewer} and MOEPLAN_PLAYWRIGHT as .ci/viewers.sh does)"
         );
-        return;
-    }
+        return None;
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.json");
-    let trace = trace_of(SIMULATED);
-    std::fs::write(&path, trace.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/check_trace.mjs");
+    std::fs::write(&path, timeline).unwrap();
     let ran = Command::new("node")
-        .args([script, &viewer, &path.display().to_string()])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
+        .arg(&ui)
+        .arg(&path)
+        .args(questions)
         .env("NODE_PATH", &modules)
         .output()
         .expect("node");
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{said}");
-    let found: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-    assert_eq!(found["warnings"], serde_json::json!([]));
+    Some(serde_json::from_slice(&ran.stdout).expect("JSON"))
+}
+
+/// The viewer that the format was made for, in Chromium; `.ci/run` fetches both where it can.
+#[test]
+fn the_viewer_of_the_format_agrees() {
+    let text = exported(SIMULATED);
+    let Some(found) = opened("check_trace.mjs", "MOEPLAN_TRACE_VIEWER", &text, &[]) else {
+        return;
+    };
+    let trace: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(found["warnings"], json!([]));
     assert_eq!(found["processes"].as_array().unwrap().len(), 16);
     assert_eq!(found["processes"][9], "node 1 GPU 1 (rank 9) (pid 10)");
     assert_eq!(found["threads"], 32);
@@ -239,65 +249,107 @@ fn the_viewer_of_the_format_agrees() {
     assert!((found["end_us"].as_f64().unwrap() - end_us).abs() < 1e-6 * end_us);
 }
 
+/// What Perfetto lost or could not place.
+const LOST: &str = "select name, value from stats where severity != 'info' and value > 0";
+
+/// Every slice and its track; what a stream does is never nested.
+const SLICES: &str = "include perfetto module slices.with_context; select pid, process_name, tid, thread_name, \
+                      ts, dur, name, extract_arg(arg_set_id, 'args.op'), depth from thread_slice";
+
+/// Every arrow by the slices that it joins.
+const ARROWS: &str = "include perfetto module slices.with_context; select \
+                      a.tid, extract_arg(a.arg_set_id, 'args.op'), b.tid, extract_arg(b.arg_set_id, 'args.op') \
+                      from flow join thread_slice a on a.id = slice_out join thread_slice b on b.id = slice_in";
+
+/// Every value of a counter, in bytes a second.
+const RATES: &str = "select pid, track.name, ts, cast(round(value * 1e9) as int) from counter \
+                     join process_counter_track track on track.id = track_id join process using (upid)";
+
+/// In one order, whichever the rows came in.
+fn sorted(rows: impl IntoIterator<Item = Value>) -> Vec<Value> {
+    let mut rows: Vec<Value> = rows.into_iter().collect();
+    rows.sort_by_cached_key(Value::to_string);
+    rows
+}
+
+/// The rows of [`SLICES`], [`ARROWS`] and [`RATES`] as the file has them.
+fn written(trace: &Value) -> [Vec<Value>; 3] {
+    let all = |ph: &'static str| events(trace).iter().filter(move |event| event["ph"] == ph);
+    let name = |what: &str, key: &str, number: &Value| {
+        let named = all("M").find(|event| event["name"] == what && event[key] == *number);
+        &named.unwrap()["args"]["name"]
+    };
+    let rows_of_slices = all("X").map(|slice| {
+        let (pid, tid, op) = (&slice["pid"], &slice["tid"], &slice["args"]["op"]);
+        let process = name("process_name", "pid", pid);
+        let thread = name("thread_name", "tid", tid);
+        let (ts, dur) = (nanos(slice, "ts"), nanos(slice, "dur"));
+        json!([pid, process, tid, thread, ts, dur, slice["name"], op, 0])
+    });
+    let slices = slices(trace);
+    let op_at = |end: &Value| {
+        let inside = |slice: &&Slice| (slice.0..slice.1).contains(&nanos(end, "ts"));
+        slices[&track(end)].iter().find(inside).unwrap().2
+    };
+    let arrows = all("s").map(|from| {
+        let to = all("f").find(|to| to["id"] == from["id"]).unwrap();
+        json!([from["tid"], op_at(from), to["tid"], op_at(to)])
+    });
+    let rates = all("C").flat_map(|event| {
+        event["args"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(key, rate)| {
+                let name = format!("{} {key}", event["name"].as_str().unwrap());
+                let rate = (rate.as_f64().unwrap() * 1e9).round() as u64;
+                json!([event["pid"], name, nanos(event, "ts"), rate])
+            })
+    });
+    [sorted(rows_of_slices), sorted(arrows), sorted(rates)]
+}
+
 /// Perfetto itself: its UI, whose trace processor reads the file, opened in a browser. It drops what it cannot place and
 /// says so in `stats`.
 #[test]
 fn perfetto_reads_all_of_it() {
-    let (Ok(ui), Ok(modules)) = (
-        std::env::var("MOEPLAN_PERFETTO"),
-        std::env::var("MOEPLAN_PLAYWRIGHT"),
-    ) else {
-        eprintln!(
-            "SKIPPED LOUDLY: no trace was opened by Perfetto (`eval \"$(.ci/viewers.sh)\"` fetches it and a browser)"
-        );
-        return;
-    };
     for args in [
         SIMULATED,
         "simulate --gpus 16 --adaptive-r 0 --export perfetto",
-        "execute --ranks 4 --pipeline-degree 2 --repeats 1 --export perfetto",
+        EXECUTED,
     ] {
-        let trace = trace_of(args);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("trace.json");
-        std::fs::write(&path, trace.to_string()).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/check_perfetto.mjs");
-        let ran = Command::new("node")
-            .args([script, &ui])
-            .arg(&path)
-            .env("NODE_PATH", &modules)
-            .output()
-            .expect("node");
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert!(ran.status.success(), "{args}: {said}");
-        let found: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
-        let slices = slices(&trace);
-        let ranks = slices.len() as u64 / 2;
-        let each = || slices.values().flatten();
-        assert_eq!(found["errors"], serde_json::json!([]), "{args}");
-        assert_eq!(found["dialogs"], 0, "{args}");
-        assert_eq!(found["processes"], ranks, "{args}");
-        assert_eq!(found["threads"], 2 * ranks, "{args}");
-        assert_eq!(found["slices"], count(&trace, "X"), "{args}");
-        assert_eq!(found["nested"], 0, "{args}");
-        assert_eq!(found["arrows"], count(&trace, "s"), "{args}");
-        assert_eq!(found["counts"], counted(&trace), "{args}");
-        let busy_ns: u64 = each().map(|slice| slice.1 - slice.0).sum();
-        assert_eq!(found["busy_ns"], busy_ns, "{args}");
-        let end_ns = each().map(|slice| slice.1).max();
-        let begin_ns = each().map(|slice| slice.0).min();
+        let text = exported(args);
+        let questions = [LOST, SLICES, ARROWS, RATES];
+        let Some(found) = opened("check_perfetto.mjs", "MOEPLAN_PERFETTO", &text, &questions)
+        else {
+            return;
+        };
+        let rows = |found: &Value| found.as_array().unwrap().clone();
+        let [lost, answers @ ..] = &rows(&found["answers"])[..] else {
+            panic!("no answers");
+        };
+        assert_eq!(*lost, json!([]), "{args}");
+        let trace = serde_json::from_str(&text).unwrap();
+        for (read, written) in answers.iter().zip(written(&trace)) {
+            let read = sorted(rows(read));
+            let differ = read
+                .iter()
+                .zip(&written)
+                .find(|(read, written)| read != written);
+            assert_eq!(differ, None, "{args}");
+            assert_eq!(read.len(), written.len(), "{args}");
+        }
+        // A track in the UI is a GPU, named with the number of its process.
+        let gpus = events(&trace)
+            .iter()
+            .filter(|event| event["name"] == "process_name");
+        let gpus =
+            gpus.map(|gpu| format!("{} {}", gpu["args"]["name"].as_str().unwrap(), gpu["pid"]));
         assert_eq!(
-            found["length_ns"].as_u64(),
-            end_ns.zip(begin_ns).map(|(end, begin)| end - begin),
+            sorted(rows(&found["shown"])),
+            sorted(gpus.map(Value::from)),
             "{args}"
         );
+        assert_eq!(found["wrong"], json!([]), "{args}");
     }
-}
-
-/// Values of counters: one event may tell several.
-fn counted(trace: &Value) -> usize {
-    let counters = events(trace).iter().filter(|event| event["ph"] == "C");
-    counters
-        .map(|event| event["args"].as_object().unwrap().len())
-        .sum()
 }
