@@ -38,8 +38,8 @@ impl Gpus {
         let missing = |missing: String| Unavailable {
             missing,
             looked_for: match devices {
-                1 => "libcuda.so of NVIDIA's driver, a GPU, libnvrtc.so of CUDA 12",
-                _ => "libcuda.so of NVIDIA's driver, GPUs, libnvrtc.so of CUDA 12, libnccl.so.2",
+                1 => "libcuda.so of NVIDIA's driver, a GPU, libnvrtc.so of CUDA 12 or 13",
+                _ => "libcuda.so of NVIDIA's driver, GPUs, libnvrtc.so of CUDA 12 or 13, libnccl.so",
             },
         };
         let (driver, nvrtc) = libraries();

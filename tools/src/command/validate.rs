@@ -113,12 +113,12 @@ fn published_cases(
     Ok((answer, exit))
 }
 
-/// What was simulated now; for tables that were not at hand, what is on record.
+/// What was simulated now, to the digits of the record; for tables that were not at hand, what is on record.
 fn with_recorded_tables(now: &[Entry], recorded: &[Entry]) -> Vec<Entry> {
     let missing = recorded.iter().filter(|entry| {
         entry.id.starts_with("table/") && !now.iter().any(|other| other.id == entry.id)
     });
-    now.iter().chain(missing).cloned().collect()
+    now.iter().chain(missing).map(Entry::rounded).collect()
 }
 
 fn known_tables(

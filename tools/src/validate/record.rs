@@ -94,6 +94,20 @@ pub fn worse(now: &[Entry], recorded: &[Entry]) -> Vec<Worse> {
         .collect()
 }
 
+impl Entry {
+    /// To the digits of the record: what is shown is then the same whether it was measured now or then.
+    #[must_use]
+    pub fn rounded(&self) -> Entry {
+        let round = |value: f64| (value * 1e5).round() / 1e5;
+        Entry {
+            error: round(self.error),
+            p95: round(self.p95),
+            bias: round(self.bias),
+            ..self.clone()
+        }
+    }
+}
+
 /// The record as CSV.
 ///
 /// # Errors
@@ -101,13 +115,7 @@ pub fn worse(now: &[Entry], recorded: &[Entry]) -> Vec<Worse> {
 pub fn to_csv(entries: &[Entry]) -> Result<String, csv::Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     for entry in entries {
-        let round = |value: f64| (value * 1e5).round() / 1e5;
-        writer.serialize(Entry {
-            error: round(entry.error),
-            p95: round(entry.p95),
-            bias: round(entry.bias),
-            ..entry.clone()
-        })?;
+        writer.serialize(entry.rounded())?;
     }
     let bytes = writer
         .into_inner()
