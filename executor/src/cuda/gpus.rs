@@ -39,7 +39,9 @@ impl Gpus {
             missing,
             looked_for: match devices {
                 1 => "libcuda.so of NVIDIA's driver, a GPU, libnvrtc.so of CUDA 12 or 13",
-                _ => "libcuda.so of NVIDIA's driver, GPUs, libnvrtc.so of CUDA 12 or 13, libnccl.so",
+                _ => {
+                    "libcuda.so of NVIDIA's driver, GPUs, libnvrtc.so of CUDA 12 or 13, libnccl.so"
+                }
             },
         };
         let (driver, nvrtc) = libraries();
