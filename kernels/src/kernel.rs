@@ -1,4 +1,6 @@
-//! Which kernels there are, and their text.
+//! Which kernels there are, their text, and how it is compiled.
+
+use std::path::{Path, PathBuf};
 
 /// Number type of the tensors a kernel works on. Sums are fp32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,15 +44,35 @@ impl Real {
     }
 }
 
-/// Options for NVRTC besides the architecture, [`Real::define`] and the include path of fp16 and bf16.
+/// Options for NVRTC: for a compute capability such as `80`, with the headers of [`include_folder`], which fp16 and bf16 need.
 ///
 /// Lambdas carry no `__device__` in the text, hence the default execution space; helpers of common.cuh
 /// that a module does not use are no reason to warn.
-pub const NVRTC_OPTIONS: [&str; 3] = [
-    "--std=c++17",
-    "--device-as-default-execution-space",
-    "--diag-suppress=177",
-];
+pub fn nvrtc_options(arch: &str, real: Real, include: Option<&Path>) -> Vec<String> {
+    let fixed = [
+        "--std=c++17",
+        "--device-as-default-execution-space",
+        "--diag-suppress=177",
+    ];
+    let mut options: Vec<String> = fixed.map(String::from).to_vec();
+    options.push(format!("--gpu-architecture=compute_{arch}"));
+    options.push(real.define().to_string());
+    options.extend(include.map(|folder| format!("--include-path={}", folder.display())));
+    options
+}
+
+/// Where CUDA's headers are: as `CUDA_HOME` or `CUDA_PATH` say, or where the toolkit installs them.
+pub fn include_folder() -> Option<PathBuf> {
+    let named = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(std::env::var_os);
+    let roots = named
+        .map(PathBuf::from)
+        .chain([PathBuf::from("/usr/local/cuda")]);
+    roots
+        .map(|root| root.join("include"))
+        .find(|folder| folder.join("cuda_fp16.h").is_file())
+}
 
 macro_rules! modules {
     ($($(#[$doc:meta])* $module:ident = $file:literal, $plain:literal {

@@ -11,7 +11,7 @@ mod kernel;
 mod launch;
 
 pub use arguments::*;
-pub use kernel::{KernelId, Module, NVRTC_OPTIONS, Real};
+pub use kernel::{KernelId, Module, Real, include_folder, nvrtc_options};
 pub use launch::{Arg, Arguments, Geometry, In, Launch, Out, Parameter};
 
 /// Whether the kernels were compiled for the host: the `host` feature is on and a C++ compiler was there.

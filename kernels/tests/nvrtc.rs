@@ -12,7 +12,7 @@
 )]
 
 use cudarc::nvrtc::result;
-use moeplan_kernels::{KernelId, Module, NVRTC_OPTIONS, Real, signature};
+use moeplan_kernels::{KernelId, Module, Real, nvrtc_options, signature};
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -41,10 +41,7 @@ fn preload(path: &Path) {
 fn compile(module: Module, real: Real, arch: &str, include: &Path) -> Result<String, String> {
     let source = CString::new(module.source()).unwrap();
     let program = result::create_program(&source, None).map_err(|error| format!("{error:?}"))?;
-    let mut options: Vec<String> = NVRTC_OPTIONS.map(String::from).to_vec();
-    options.push(format!("--gpu-architecture=compute_{arch}"));
-    options.push(real.define().to_string());
-    options.push(format!("--include-path={}", include.display()));
+    let options = nvrtc_options(arch, real, Some(include));
     // SAFETY: `program` is alive until destroyed below; the strings are C strings.
     unsafe {
         let compiled = result::compile_program(program, &options);

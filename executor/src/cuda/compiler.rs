@@ -3,7 +3,7 @@
 
 use crate::ExecError;
 use cudarc::nvrtc::{result, sys};
-use moeplan_kernels::{Module, NVRTC_OPTIONS, Real};
+use moeplan_kernels::{Module, Real, include_folder, nvrtc_options};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -16,20 +16,6 @@ pub(super) struct Compiler {
     version: (i32, i32),
     /// What this process compiled, for GPUs that are alike.
     compiled: BTreeMap<u64, String>,
-}
-
-/// Where CUDA's headers may be, which fp16 and bf16 need: as `CUDA_HOME` or `CUDA_PATH` say, or where the toolkit
-/// installs them.
-fn include_folder() -> Option<PathBuf> {
-    let named = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(std::env::var_os);
-    let roots = named
-        .map(PathBuf::from)
-        .chain([PathBuf::from("/usr/local/cuda")]);
-    roots
-        .map(|root| root.join("include"))
-        .find(|folder| folder.join("cuda_fp16.h").is_file())
 }
 
 impl Compiler {
@@ -53,16 +39,15 @@ impl Compiler {
         real: Real,
         arch: &str,
     ) -> Result<String, ExecError> {
-        let mut options: Vec<String> = NVRTC_OPTIONS.map(String::from).to_vec();
-        options.push(format!("--gpu-architecture=compute_{arch}"));
-        options.push(real.define().to_string());
-        if real != Real::F32 {
-            let Some(include) = &self.include else {
+        let include = match (real, &self.include) {
+            (Real::F32, _) => None,
+            (_, Some(include)) => Some(include.as_path()),
+            (_, None) => {
                 let what = "cuda_fp16.h was not found: set CUDA_HOME to a CUDA toolkit";
                 return Err(ExecError::Missing(what.into()));
-            };
-            options.push(format!("--include-path={}", include.display()));
-        }
+            }
+        };
+        let options = nvrtc_options(arch, real, include);
         let key = fingerprint(module.source(), &options, self.version);
         if let Some(ptx) = self.compiled.get(&key) {
             return Ok(ptx.clone());

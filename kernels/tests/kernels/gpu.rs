@@ -10,9 +10,8 @@ use cudarc::driver::{
     PushKernelArg as _,
 };
 use cudarc::nvrtc::{self, CompileError, CompileOptions};
-use moeplan_kernels::{Arg, Launch, Module, NVRTC_OPTIONS, Real};
+use moeplan_kernels::{Arg, Launch, Module, Real, include_folder, nvrtc_options};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 /// Bytes of a guard: what an allocation's address is aligned to.
@@ -91,14 +90,15 @@ impl Gpu {
     }
 
     fn load(&self, module: Module, real: Real) -> Result<Arc<CudaModule>, String> {
-        let mut options = NVRTC_OPTIONS.map(String::from).to_vec();
-        options.push(format!("--gpu-architecture=compute_{}", self.arch));
-        options.push(real.define().into());
-        if real != Real::F32 {
-            options.push(include_option()?);
-        }
+        let include = match real {
+            Real::F32 => None,
+            Real::F16 | Real::Bf16 => {
+                let missing = "cuda_fp16.h was not found: set CUDA_HOME to a CUDA toolkit";
+                Some(include_folder().ok_or(missing)?)
+            }
+        };
         let options = CompileOptions {
-            options,
+            options: nvrtc_options(&self.arch, real, include.as_deref()),
             ..CompileOptions::default()
         };
         let ptx = nvrtc::compile_ptx_with_opts(module.source(), options).map_err(|error| {
@@ -111,19 +111,6 @@ impl Gpu {
         let loading = |error| refused(&format!("loading {}", module.file()), error);
         self.context.load_module(ptx).map_err(loading)
     }
-}
-
-/// Where the headers of fp16 and bf16 are: as `CUDA_HOME` or `CUDA_PATH` say, or where the toolkit installs them.
-fn include_option() -> Result<String, String> {
-    let named = ["CUDA_HOME", "CUDA_PATH"].into_iter();
-    let roots = named.filter_map(std::env::var_os).map(PathBuf::from);
-    let mut folders = roots
-        .chain([PathBuf::from("/usr/local/cuda")])
-        .map(|root| root.join("include"));
-    let folder = folders
-        .find(|folder| folder.join("cuda_fp16.h").is_file())
-        .ok_or("cuda_fp16.h was not found: set CUDA_HOME to a CUDA toolkit")?;
-    Ok(format!("--include-path={}", folder.display()))
 }
 
 /// An allocation between its guards.
