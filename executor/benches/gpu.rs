@@ -17,13 +17,10 @@ use criterion::{
 };
 use moeplan_executor::cuda::{Cuda, Settings};
 use moeplan_sim::compile::Plan;
-use moeplan_sim::ir::{Elementwise, OpKind, Pass};
+use moeplan_sim::ir::{Elementwise, OpKind};
 use moeplan_sim::spec::{AllToAll, DType, Encode, Padding};
 use std::time::Duration;
-use step::{Bench, Sizes, timed};
-
-/// Which operations are timed.
-type Wanted<'a> = &'a dyn Fn(&OpKind, Pass) -> bool;
+use step::{Bench, Sizes, Wanted, is_decode, is_encode, timed};
 
 /// A step whose ranks run one after the other, so that every operation has the GPU for itself.
 fn gpu(ranks: u64, sizes: &Sizes, dtype: DType, plan: Plan, without_blas: bool) -> Option<Bench> {
@@ -34,8 +31,16 @@ fn gpu(ranks: u64, sizes: &Sizes, dtype: DType, plan: Plan, without_blas: bool) 
     };
     match Cuda::probe(settings) {
         Ok(cuda) => {
-            let nodes = (ranks / 2).max(1);
-            Some(Bench::new(Box::new(cuda), ranks, sizes, dtype, plan, nodes))
+            let gpus_per_node = (ranks / 2).max(1);
+            let backend = Box::new(cuda);
+            Some(Bench::new(
+                backend,
+                ranks,
+                sizes,
+                dtype,
+                plan,
+                gpus_per_node,
+            ))
         }
         Err(why) => {
             println!("SKIPPED: {why}");
@@ -71,9 +76,6 @@ fn rows(criterion: &mut Criterion) {
         let Some(mut bench) = gpu(1, &sizes, dtype, Plan::PLAIN, false) else {
             return;
         };
-        let forward = |pass| pass == Pass::Forward;
-        let encode = |kind: &OpKind, pass| matches!(kind, OpKind::Encode { .. }) && forward(pass);
-        let decode = |kind: &OpKind, pass| matches!(kind, OpKind::Decode { .. }) && forward(pass);
         let dots = |kind: &OpKind, _| matches!(kind, OpKind::ScoreGradient { .. });
         let bias = |kind: &OpKind, _| {
             matches!(
@@ -87,8 +89,8 @@ fn rows(criterion: &mut Criterion) {
         // What a rank sends itself is a copy in the GPU's memory.
         let copy = |kind: &OpKind, _| matches!(kind, OpKind::Exchange { .. });
         let wanted: [(&str, Wanted<'_>); 5] = [
-            ("encode", &encode),
-            ("decode", &decode),
+            ("encode", &is_encode),
+            ("decode", &is_decode),
             ("score gradient", &dots),
             ("bias gradient", &bias),
             ("copy", &copy),

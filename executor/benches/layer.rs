@@ -13,11 +13,10 @@ mod step;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use moeplan_executor::cpu::Cpu;
 use moeplan_sim::compile::Plan;
-use moeplan_sim::ir::{OpKind, Pass};
 use moeplan_sim::spec::{AllToAll, DType, Encode};
 use ndarray::Array2;
 use std::hint::black_box;
-use step::{Bench, Sizes, timed};
+use step::{Bench, Sizes, Wanted, is_decode, is_encode, timed};
 
 fn cpu(ranks: u64, sizes: &Sizes, plan: Plan, gpus_per_node: u64) -> Bench {
     let backend = Box::new(Cpu::new());
@@ -55,15 +54,9 @@ fn rows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rows");
     group.sample_size(10);
     let mut bench = cpu(1, &Sizes(4096, 1024, 64), Plan::PLAIN, 1);
-    let encode: fn(&OpKind, Pass) -> bool =
-        |kind, pass| matches!((kind, pass), (OpKind::Encode { .. }, Pass::Forward));
-    let decode: fn(&OpKind, Pass) -> bool =
-        |kind, pass| matches!((kind, pass), (OpKind::Decode { .. }, Pass::Forward));
-    for (name, wanted, bytes) in [
-        ("encode", encode, bench.bytes(encode)),
-        ("decode", decode, bench.bytes(decode)),
-    ] {
-        group.throughput(Throughput::Bytes(bytes));
+    let kinds: [(&str, Wanted<'_>); 2] = [("encode", &is_encode), ("decode", &is_decode)];
+    for (name, wanted) in kinds {
+        group.throughput(Throughput::Bytes(bench.bytes(wanted)));
         group.bench_function(name, timed(|| bench.run(wanted).1));
     }
     let source = vec![1.0_f32; 4 << 20];

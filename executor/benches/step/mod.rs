@@ -2,7 +2,7 @@
 
 use moeplan_executor::{Backend, Inputs, Routing as Routed, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
-use moeplan_sim::cost::cpu::demand;
+use moeplan_sim::cost::one_gpu::work_on_one_gpu;
 use moeplan_sim::ir::{OpKind, Pass, Program, Work};
 use moeplan_sim::spec::{DType, Experts, Gate, LayerSpec, Phase, ResolvedLayer};
 use moeplan_traces::TokenStep;
@@ -16,6 +16,9 @@ pub(crate) struct Bench {
     pub(crate) program: Program,
     backend: Box<dyn Backend>,
 }
+
+/// Which operations are timed.
+pub(crate) type Wanted<'a> = &'a dyn Fn(&OpKind, Pass) -> bool;
 
 /// Sizes of a layer: T, D and H.
 pub(crate) struct Sizes(pub(crate) u64, pub(crate) u64, pub(crate) u64);
@@ -62,23 +65,17 @@ impl Bench {
         }
     }
 
-    /// Bytes that rank 0 reads and writes in the operations that `wanted` picks, as the program states them; what ranks send
-    /// each other is read once and written once.
+    /// Bytes that rank 0 reads and writes in the operations that `wanted` picks, as the program states them.
     pub(crate) fn bytes(&self, wanted: impl Fn(&OpKind, Pass) -> bool) -> u64 {
         let ops = self.program.ops.iter();
-        let bytes = ops.filter(|op| wanted(&op.kind, op.pass)).map(|op| {
-            if op.kind.scope(&self.program.traffic).is_some() {
-                let sent = demand(&self.program, op, 0).pass;
-                return sent.map_or(0, |(_, bytes)| 2 * bytes as u64);
-            }
-            let work = op.kind.work(op.pass, 0, self.program.dtype).into_iter();
-            let bytes = work.map(|work| match work {
-                Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes,
-                Work::Gemm(_) => 0,
-            });
-            bytes.sum()
-        });
-        bytes.sum()
+        let work = ops
+            .filter(|op| wanted(&op.kind, op.pass))
+            .flat_map(|op| work_on_one_gpu(&self.program, op, 0));
+        work.map(|work| match work {
+            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes,
+            Work::Gemm(_) => 0,
+        })
+        .sum()
     }
 
     /// Step time, and time of cores or of the GPU of the operations that `wanted` picks, in seconds.
@@ -114,4 +111,14 @@ pub(crate) fn timed(mut seconds: impl FnMut() -> f64) -> impl FnMut(&mut criteri
                 .sum()
         });
     }
+}
+
+/// Picks encoding.
+pub(crate) fn is_encode(kind: &OpKind, pass: Pass) -> bool {
+    matches!((kind, pass), (OpKind::Encode { .. }, Pass::Forward))
+}
+
+/// Picks decoding.
+pub(crate) fn is_decode(kind: &OpKind, pass: Pass) -> bool {
+    matches!((kind, pass), (OpKind::Decode { .. }, Pass::Forward))
 }

@@ -9,6 +9,7 @@ pub mod moe_ffn;
 pub mod moe_table;
 pub mod nccl;
 pub mod nccl_table;
+pub mod one_gpu;
 mod power_law;
 pub mod price;
 pub mod provenance;

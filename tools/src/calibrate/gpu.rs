@@ -9,10 +9,10 @@ use crate::play::refused;
 use crate::session::Session;
 use moeplan_executor::Backend as _;
 use moeplan_executor::cuda::Cuda;
-use moeplan_sim::cost::cpu::demand;
 use moeplan_sim::cost::gemm::{GemmParams, GemmShape};
+use moeplan_sim::cost::one_gpu::work_on_one_gpu;
 use moeplan_sim::hardware::builtin;
-use moeplan_sim::ir::{OpKind, Work};
+use moeplan_sim::ir::{Op, OpKind, Program, Work};
 use serde::Serialize;
 use std::path::Path;
 
@@ -123,39 +123,27 @@ enum Sample {
     Pass([f64; 2], f64),
 }
 
-/// The operations of a case that are nothing but one product, or nothing but passes over memory. What ranks of one GPU send
-/// each other is a pass: a copy.
+/// The operations of a case that are nothing but one product of the experts, or nothing but passes over memory.
 fn samples(case: &Measured) -> impl Iterator<Item = Sample> + '_ {
-    let program = &case.program;
-    program
-        .ops
-        .iter()
-        .zip(&case.ops_us)
-        .filter_map(move |(op, &us)| {
-            let work = op.kind.work(op.pass, 0, program.dtype);
-            let sent = match op.kind.scope(&program.traffic) {
-                Some(_) => demand(program, op, 0).pass.map(|(_, bytes)| 2.0 * bytes),
-                None => None,
-            };
-            match (&work[..], sent, &op.kind) {
-                ([], Some(bytes), _) if bytes > 0.0 => Some(Sample::Pass([1.0, bytes], us)),
-                (&[Work::Gemm(shape)], None, OpKind::ExpertGemm { .. }) => {
-                    Some(Sample::Product(shape, us))
-                }
-                (passes, None, _) if !passes.is_empty() => {
-                    let bytes = passes.iter().map(|work| match work {
-                        Work::Memory { bytes } if *bytes > 0 => Some(*bytes as f64),
-                        _ => None,
-                    });
-                    let bytes: f64 = bytes.sum::<Option<f64>>()?;
-                    Some(Sample::Pass([passes.len() as f64, bytes], us))
-                }
+    let ops = case.program.ops.iter().zip(&case.ops_us);
+    ops.filter(|(_, us)| **us > 0.0)
+        .filter_map(|(op, &us)| sample(&case.program, op, us))
+}
+
+fn sample(program: &Program, op: &Op, us: f64) -> Option<Sample> {
+    let work = work_on_one_gpu(program, op, 0);
+    match (&work[..], &op.kind) {
+        (&[Work::Gemm(shape)], OpKind::ExpertGemm { .. }) => Some(Sample::Product(shape, us)),
+        ([], _) => None,
+        (passes, _) => {
+            let bytes = passes.iter().map(|work| match work {
+                Work::Memory { bytes } if *bytes > 0 => Some(*bytes as f64),
                 _ => None,
-            }
-        })
-        .filter(|sample| match sample {
-            Sample::Product(_, us) | Sample::Pass(_, us) => *us > 0.0,
-        })
+            });
+            let bytes: f64 = bytes.sum::<Option<f64>>()?;
+            Some(Sample::Pass([passes.len() as f64, bytes], us))
+        }
+    }
 }
 
 fn microseconds(params: &GemmParams, shape: &GemmShape) -> f64 {
@@ -165,40 +153,27 @@ fn microseconds(params: &GemmParams, shape: &GemmShape) -> f64 {
 /// The constants of `start` that a GPU's rates change, fitted to `products`: one factor for each kind of unit, for the start of
 /// a product and for the memories, L2 beside HBM. The library's tiles and what fills them stay as they are.
 fn fit_products(start: &GemmParams, products: &[(GemmShape, f64)]) -> GemmParams {
-    let with = |x: &[f64]| GemmParams {
-        tensor_tflops: start.tensor_tflops * x[0],
-        tf32_tflops: start.tf32_tflops * x[1],
-        fp32_tflops: start.fp32_tflops * x[2],
-        launch_us: start.launch_us * x[3],
-        gemv_launch_us: start.gemv_launch_us * x[3],
-        hbm_gbps: start.hbm_gbps * x[4],
-        store_gbps: start.store_gbps * x[4],
-        gemv_gbps: start.gemv_gbps * x[4],
-        sm_store_gbps: start.sm_store_gbps * x[4],
-        l2_gbps: start.l2_gbps * x[4],
+    let with = |x: &[f64], digits: fn(f64) -> f64| GemmParams {
+        tensor_tflops: digits(start.tensor_tflops * x[0]),
+        tf32_tflops: digits(start.tf32_tflops * x[1]),
+        fp32_tflops: digits(start.fp32_tflops * x[2]),
+        launch_us: digits(start.launch_us * x[3]),
+        gemv_launch_us: digits(start.gemv_launch_us * x[3]),
+        hbm_gbps: digits(start.hbm_gbps * x[4]),
+        store_gbps: digits(start.store_gbps * x[4]),
+        gemv_gbps: digits(start.gemv_gbps * x[4]),
+        sm_store_gbps: digits(start.sm_store_gbps * x[4]),
+        l2_gbps: digits(start.l2_gbps * x[4]),
         ..start.clone()
     };
     let loss = |x: &[f64]| {
-        let params = with(x);
+        let params = with(x, |value| value);
         let errors = products
             .iter()
             .map(|(shape, us)| (microseconds(&params, shape) / us).ln().abs());
         errors.sum::<f64>() / products.len() as f64
     };
-    let fitted = with(&fit::descend(&[1.0; 5], 200, loss));
-    GemmParams {
-        tensor_tflops: fit::rounded(fitted.tensor_tflops),
-        tf32_tflops: fit::rounded(fitted.tf32_tflops),
-        fp32_tflops: fit::rounded(fitted.fp32_tflops),
-        launch_us: fit::rounded(fitted.launch_us),
-        gemv_launch_us: fit::rounded(fitted.gemv_launch_us),
-        hbm_gbps: fit::rounded(fitted.hbm_gbps),
-        store_gbps: fit::rounded(fitted.store_gbps),
-        gemv_gbps: fit::rounded(fitted.gemv_gbps),
-        sm_store_gbps: fit::rounded(fitted.sm_store_gbps),
-        l2_gbps: fit::rounded(fitted.l2_gbps),
-        ..fitted
-    }
+    with(&fit::descend(&[1.0; 5], 200, loss), fit::rounded)
 }
 
 /// The hardware file.

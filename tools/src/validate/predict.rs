@@ -2,11 +2,12 @@
 
 use moeplan_executor::Executed;
 use moeplan_sim::cost::cpu::{CpuModel, demand};
+use moeplan_sim::cost::one_gpu::work_on_one_gpu;
 use moeplan_sim::cost::price::price;
 use moeplan_sim::cost::{CostModel, analytic::Analytic};
 use moeplan_sim::engine;
 use moeplan_sim::hardware::CpuParams;
-use moeplan_sim::ir::{Op, Program, Work};
+use moeplan_sim::ir::{Op, Program};
 use moeplan_sim::units::Time;
 
 /// The constants of what runs the ranks.
@@ -65,17 +66,9 @@ impl Constants {
     }
 }
 
-/// Kernels one after the other; what ranks send each other is a copy in the GPU's own memory.
+/// Kernels one after the other.
 fn on_one_gpu_ns(model: &dyn CostModel, program: &Program, op: &Op, rank: usize) -> f64 {
-    let mut work = op.kind.work(op.pass, rank, program.dtype);
-    if op.kind.scope(&program.traffic).is_some() {
-        let moved = demand(program, op, rank)
-            .pass
-            .map_or(0.0, |(_, bytes)| bytes);
-        work.push(Work::Memory {
-            bytes: 2 * moved as u64,
-        });
-    }
+    let work = work_on_one_gpu(program, op, rank);
     let kernels = work.iter().map(|work| model.kernel(work).time);
     kernels.map(|time| time.as_secs_f64() * 1e9).sum()
 }
