@@ -157,6 +157,17 @@ impl Planner<'_> {
         self.memory.extra(self.dealt.of(rank), rank, extra, bytes)
     }
 
+    /// Where rows are set aside while they are repeated or summed, and their bytes.
+    fn staging(
+        &mut self,
+        rank: usize,
+        width: usize,
+        blocks: &[usize],
+    ) -> Result<(u64, usize), ExecError> {
+        let bytes = blocks.iter().sum::<usize>() * width * self.size() as usize;
+        Ok((self.extra(rank, Extra::Staging, bytes)?, bytes))
+    }
+
     /// Puts a table into the GPU's block; its address.
     pub(super) fn table(&mut self, words: &[i64]) -> u64 {
         let table = &mut self.tables[self.device];
@@ -464,9 +475,7 @@ impl Planner<'_> {
                 copies,
             } => {
                 let (target, size) = (self.at(rank, *target), self.size());
-                // Rows are set aside while they are repeated.
-                let bytes = blocks.iter().sum::<usize>() * width * size as usize;
-                let staging = self.extra(rank, Extra::Staging, bytes)?;
+                let (staging, bytes) = self.staging(rank, *width, blocks)?;
                 steps.push(Step::Copy {
                     to: staging,
                     from: target,
@@ -491,9 +500,7 @@ impl Planner<'_> {
                 copies,
             } => {
                 let (target, size) = (self.at(rank, *target), self.size());
-                // Rows are set aside while they are repeated.
-                let bytes = blocks.iter().sum::<usize>() * width * size as usize;
-                let staging = self.extra(rank, Extra::Staging, bytes)?;
+                let (staging, bytes) = self.staging(rank, *width, blocks)?;
                 let (mut sums, mut start) = (Vec::new(), 0);
                 for rows in blocks {
                     let len = rows * width;

@@ -53,6 +53,15 @@ fn layer(
     .resolve(ranks)
 }
 
+/// Both passes in `degree` chunks.
+fn pipelined(degree: u64) -> Plan {
+    Plan {
+        forward_degree: degree,
+        backward_degree: degree,
+        ..Plan::PLAIN
+    }
+}
+
 /// Every case of a CPU of `cores`.
 pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
     let mut cases = Vec::new();
@@ -62,11 +71,6 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
     let training = Phase::Training;
     // All cores at work, none shared: what an operation takes beside its likes.
     let ranks = cores.clamp(1, 4);
-    let both = |degree| Plan {
-        forward_degree: degree,
-        backward_degree: degree,
-        ..Plan::PLAIN
-    };
     for (tokens, dims) in [
         (64, (256, 512)),
         (192, (512, 256)),
@@ -78,7 +82,7 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
     ] {
         for (per_gpu, plan) in [
             (2.0, Plan::PLAIN),
-            (2.0, both(4)),
+            (2.0, pipelined(4)),
             (
                 4.0,
                 Plan {
@@ -131,7 +135,7 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
         ] {
             let plan = Plan {
                 adaptive_r,
-                ..both(degree)
+                ..pipelined(degree)
             };
             add(
                 Purpose::Overheads,
@@ -143,7 +147,7 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
         }
         for (dims, per_gpu, plan) in [
             ((512, 384), 2.0, Plan::PLAIN),
-            ((384, 512), 2.0, both(2)),
+            ((384, 512), 2.0, pipelined(2)),
             (
                 (256, 512),
                 1.0,
@@ -167,11 +171,6 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
 
 /// Every case of one GPU that plays all ranks: small products and large ones on every kind of unit (FP16 has the rates of BF16).
 pub(super) fn gpu() -> Result<Vec<Case>, SpecError> {
-    let degree = |degree| Plan {
-        forward_degree: degree,
-        backward_degree: degree,
-        ..Plan::PLAIN
-    };
     let dropless = Plan {
         padding: Padding::Dropless,
         ..Plan::PLAIN
@@ -185,10 +184,10 @@ pub(super) fn gpu() -> Result<Vec<Case>, SpecError> {
             (1, 1024, (768, 3072), 16.0, Plan::PLAIN),
             (1, 4096, (768, 3072), 4.0, dropless),
             (1, 4096, (2048, 2048), 2.0, Plan::PLAIN),
-            (1, 8192, (1024, 4096), 4.0, degree(4)),
+            (1, 8192, (1024, 4096), 4.0, pipelined(4)),
             (1, 16384, (2048, 2048), 1.0, Plan::PLAIN),
             (1, 8192, (4096, 4096), 1.0, Plan::PLAIN),
-            (4, 512, (1024, 1024), 1.0, degree(2)),
+            (4, 512, (1024, 1024), 1.0, pipelined(2)),
             (4, 4096, (2048, 512), 1.0, Plan::PLAIN),
             (8, 1024, (1024, 512), 1.0, dropless),
         ] {

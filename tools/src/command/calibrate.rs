@@ -52,12 +52,12 @@ impl Measured {
 /// A machine that refuses, or files that cannot be written.
 pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
     let settings = given.flags.calibrate.over(&given.file.calibrate);
-    let place = |field| given.place(&["calibrate"], None, field);
     let kind = settings.backend.unwrap_or_default();
     let rounds = settings.repeats.unwrap_or(7);
     if !(1..=1000).contains(&rounds) {
         let message = format!("expected 1 to 1000, found {rounds}");
-        return Err(Error::input(place("repeats"), message));
+        let place = given.place(&["calibrate"], None, "repeats");
+        return Err(Error::input(place, message));
     }
     let partial = session.output.file.as_ref().map(|path| {
         let mut name = path.clone().into_os_string();

@@ -115,7 +115,7 @@ impl Entry {
 pub fn to_csv(entries: &[Entry]) -> Result<String, csv::Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     for entry in entries {
-        writer.serialize(entry.rounded())?;
+        writer.serialize(entry)?;
     }
     let bytes = writer
         .into_inner()
