@@ -66,6 +66,8 @@ fn execute_runs_in_every_number_type_and_names_the_device() {
     let gated = json(&format!("{SMALL} --dtype bf16 --gate cosine:24"));
     assert_eq!(gated["settings"]["layer"]["gate"], "cosine:24");
     let table = written(&format!("{SMALL} --ranks-apart")).unwrap();
+    // Where lines break depends on the name of the machine's processor.
+    let table = table.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(table.contains("stand-in (no GPU), sm_80"), "{table}");
     assert!(table.contains("one after the other"), "{table}");
     assert!(!table.contains("as threads"), "{table}");
