@@ -96,7 +96,7 @@ pub fn lower(program: &Program, routing: &RoutingStep) -> Result<Lowered, ExecEr
         };
         let elements = |rank| buffer.bytes.get(rank).div_ceil(dtype.bytes()) as usize;
         BufferPlan {
-            name: buffer.name.clone(),
+            name: buffer.name.to_string(),
             lifetime: buffer.lifetime,
             dtype,
             elements: (0..program.world_size).map(elements).collect(),

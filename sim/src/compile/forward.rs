@@ -180,7 +180,7 @@ fn gate(
 pub(super) fn directions(
     builder: &mut ProgramBuilder,
     layer: &ResolvedLayer,
-    name: &str,
+    name: &'static str,
 ) -> Option<BufferId> {
     let saved = layer.spec.gate.saved(layer.tokens(), layer.gate_experts)?;
     Some(builder.buffer(name, PerRank::Same(saved * 4)))

@@ -2,6 +2,7 @@
 
 use super::PerRank;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Index of a buffer in [`Program::buffers`](super::Program).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,7 +25,7 @@ pub enum Lifetime {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Buffer {
     /// What it holds, e.g. `dispatch input, chunk 0`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Bytes on each rank.
     pub bytes: PerRank<u64>,
     /// How long it lives.

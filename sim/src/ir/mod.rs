@@ -17,7 +17,7 @@ mod work;
 pub use buffer::{Buffer, BufferId, Lifetime};
 pub use critical_path::{PathOp, critical_path, waiting_for_others};
 pub use op::{
-    Elementwise, Expert, ExpertRows, Gradient, Kernels, Op, OpId, OpKind, Pass, Scope, Stage,
+    Elementwise, Expert, ExpertRows, Few, Gradient, Kernels, Op, OpId, OpKind, Pass, Scope, Stage,
     Stream, Transport,
 };
 pub use per_rank::PerRank;

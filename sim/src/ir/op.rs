@@ -4,6 +4,7 @@
 use super::{BufferId, PerRank, TrafficId, share_of_chunk};
 use crate::spec::{DType, Encode, Gate};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Index of an operation in [`Program::ops`](super::Program).
@@ -543,6 +544,10 @@ impl OpKind {
     }
 }
 
+/// A list that is nearly always short: programs of whole models have thousands, and an allocation each was half of
+/// what compiling them took.
+pub type Few<T> = SmallVec<[T; 4]>;
+
 /// One operation of the program, run by every rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Op {
@@ -557,9 +562,9 @@ pub struct Op {
     /// The queue it waits in.
     pub stream: Stream,
     /// Operations of the same rank that must end first (besides earlier ones of the stream).
-    pub after: Vec<OpId>,
+    pub after: Few<OpId>,
     /// Buffers read.
-    pub reads: Vec<BufferId>,
+    pub reads: Few<BufferId>,
     /// Buffers written.
-    pub writes: Vec<BufferId>,
+    pub writes: Few<BufferId>,
 }

@@ -1,11 +1,12 @@
 //! The program and the builder that checks it.
 
 use super::{
-    Buffer, BufferId, Expert, Gradient, Lifetime, Op, OpId, OpKind, Pass, PerRank, Placement,
+    Buffer, BufferId, Expert, Few, Gradient, Lifetime, Op, OpId, OpKind, Pass, PerRank, Placement,
     Stage, Stream, Traffic, TrafficId,
 };
 use crate::spec::DType;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// One step of one MoE layer on all ranks: operations in issue order, buffers, byte matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,7 +120,7 @@ impl Program {
             .filter(|&buffer| alive_at(buffer, worst))
             .map(|buffer| {
                 (
-                    self.buffers[buffer].name.as_str(),
+                    self.buffers[buffer].name.as_ref(),
                     *self.buffers[buffer].bytes.get(rank),
                 )
             })
@@ -132,8 +133,8 @@ impl Program {
 #[derive(Debug)]
 pub struct ProgramBuilder {
     program: Program,
-    writer: Vec<Vec<OpId>>,
-    readers: Vec<Vec<OpId>>,
+    writer: Vec<Few<OpId>>,
+    readers: Vec<Few<OpId>>,
     stage: Stage,
     pass: Pass,
     chunk: u16,
@@ -173,29 +174,38 @@ impl ProgramBuilder {
     }
 
     /// A buffer that lives from its first use to its last.
-    pub fn buffer(&mut self, name: impl Into<String>, bytes: PerRank<u64>) -> BufferId {
+    pub fn buffer(&mut self, name: impl Into<Cow<'static, str>>, bytes: PerRank<u64>) -> BufferId {
         self.allocate(name.into(), bytes, Lifetime::Transient)
     }
 
     /// A buffer that a neighbouring layer owns.
-    pub fn external(&mut self, name: impl Into<String>, bytes: PerRank<u64>) -> BufferId {
+    pub fn external(
+        &mut self,
+        name: impl Into<Cow<'static, str>>,
+        bytes: PerRank<u64>,
+    ) -> BufferId {
         self.allocate(name.into(), bytes, Lifetime::External)
     }
 
     /// A buffer that lives for the whole step.
-    pub fn persistent(&mut self, name: impl Into<String>, bytes: u64) -> BufferId {
+    pub fn persistent(&mut self, name: impl Into<Cow<'static, str>>, bytes: u64) -> BufferId {
         self.allocate(name.into(), PerRank::Same(bytes), Lifetime::Persistent)
     }
 
-    fn allocate(&mut self, name: String, bytes: PerRank<u64>, lifetime: Lifetime) -> BufferId {
+    fn allocate(
+        &mut self,
+        name: Cow<'static, str>,
+        bytes: PerRank<u64>,
+        lifetime: Lifetime,
+    ) -> BufferId {
         let id = BufferId(self.program.buffers.len() as u32);
         self.program.buffers.push(Buffer {
             name,
             bytes,
             lifetime,
         });
-        self.writer.push(Vec::new());
-        self.readers.push(Vec::new());
+        self.writer.push(Few::new());
+        self.readers.push(Few::new());
         id
     }
 
@@ -254,9 +264,9 @@ impl ProgramBuilder {
         writes: &[BufferId],
     ) -> OpId {
         let id = OpId(self.program.ops.len() as u32);
-        let mut after: Vec<OpId> = Vec::new();
+        let mut after: Few<OpId> = Few::new();
         for buffer in reads {
-            after.extend(&self.writer[buffer.0 as usize]);
+            after.extend_from_slice(&self.writer[buffer.0 as usize]);
         }
         for buffer in writes {
             let buffer = buffer.0 as usize;
@@ -278,8 +288,8 @@ impl ProgramBuilder {
             chunk: self.chunk,
             stream,
             after,
-            reads: reads.to_vec(),
-            writes: writes.to_vec(),
+            reads: Few::from_slice(reads),
+            writes: Few::from_slice(writes),
         });
         id
     }
