@@ -1,6 +1,6 @@
 //! The facade: one layer, one strategy, routing steps in; times, memory and trust out.
 
-use crate::compile::{Load, Plan, Source, compile};
+use crate::compile::{Drops, Load, Plan, Source, compile};
 use crate::cost::CostModel;
 use crate::cost::price::price;
 use crate::cost::provenance::Provenance;
@@ -87,7 +87,7 @@ pub struct Trace {
 /// A plan the layer cannot run.
 pub fn simulate_step(scenario: &Scenario<'_>, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
     let program = program_of(scenario, plan, load)?;
-    Ok(simulate_program(scenario, plan, load, program))
+    Ok(simulate_program(scenario, plan, load.drops(), program))
 }
 
 /// The same where the step fits in memory; else the memory it needs, and it is not timed.
@@ -102,7 +102,7 @@ pub fn simulate_if_fits(
     let program = program_of(scenario, plan, load)?;
     let memory = memory(scenario, &program);
     Ok(if memory <= scenario.memory_bytes {
-        Ok(simulate_program(scenario, plan, load, program))
+        Ok(simulate_program(scenario, plan, load.drops(), program))
     } else {
         Err(memory)
     })
@@ -112,7 +112,7 @@ pub fn simulate_if_fits(
 pub(crate) fn simulate_program(
     scenario: &Scenario<'_>,
     plan: Plan,
-    load: &Load,
+    drops: Drops,
     program: Program,
 ) -> Trace {
     let priced = price(&program, scenario.model);
@@ -121,7 +121,7 @@ pub(crate) fn simulate_program(
     let step = summarise(
         scenario,
         plan,
-        load,
+        drops,
         &program,
         &provenance,
         &timeline,
@@ -149,7 +149,8 @@ pub fn measured_step(
         rows: timeline.rows(),
         ..RunStats::default()
     };
-    summarise(scenario, plan, load, program, &measured, timeline, stats)
+    let drops = load.drops();
+    summarise(scenario, plan, drops, program, &measured, timeline, stats)
 }
 
 /// Most memory any GPU needs, with the runtime's share.
@@ -178,7 +179,7 @@ pub(crate) fn program_of(
 fn summarise(
     scenario: &Scenario<'_>,
     plan: Plan,
-    load: &Load,
+    drops: Drops,
     program: &Program,
     provenance_of: &dyn Fn(usize) -> Provenance,
     timeline: &Timeline,
@@ -208,9 +209,9 @@ fn summarise(
         matrix_products: busy(&|op| program.ops[op].multiplies_matrices(program.dtype)),
         memory_bytes,
         fits: memory_bytes <= scenario.memory_bytes,
-        capacity_factor: load.capacity.factor,
-        dropped_fraction: load.dropped_fraction,
-        dropped: load.dropped,
+        capacity_factor: drops.capacity_factor,
+        dropped_fraction: drops.fraction,
+        dropped: drops.dropped,
         stats,
     }
 }

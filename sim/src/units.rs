@@ -78,6 +78,13 @@ impl Time {
     pub fn scale(self, factor: f64) -> Time {
         Time((self.0 as f64 * factor).round() as u64)
     }
+
+    /// The mean, rounded down: never above what is averaged.
+    pub fn mean(times: impl ExactSizeIterator<Item = Time>) -> Time {
+        let count = times.len().max(1) as u128;
+        let total: u128 = times.map(|time| u128::from(time.as_ps())).sum();
+        Time::from_ps(u64::try_from(total / count).unwrap_or(u64::MAX))
+    }
 }
 
 impl Add for Time {

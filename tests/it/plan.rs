@@ -229,26 +229,87 @@ fn mistakes_are_told() {
     }
 }
 
-#[test]
-fn a_whole_model_is_planned_as_model_times_it() {
-    let found =
-        json("plan --model olmoe-1b-7b --gpus 16,32 --tokens-per-second 100000 --shard-states");
+/// What `model` says of the plan that `plan` recommends for the same routing.
+#[track_caller]
+fn as_model_times_it(routing: &str, search: &str, figures: &[&str]) {
+    let found = json(&format!(
+        "plan --model olmoe-1b-7b --gpus 16,32 --shard-states {routing} {search}"
+    ));
     let plan = &found["recommended"];
     let a2a = plan["all_to_all"].as_str().unwrap_or("linear");
     let alone = json(&format!(
         "model olmoe-1b-7b --shard-states --gpus {} --strategy tutel --adaptive-r {} --pipeline-degree {} \
-         --all-to-all {a2a} --encode {} --layout {}",
+         --all-to-all {a2a} --encode {} --layout {} --padding {} --policy {} {routing}",
         plan["gpus"],
         plan["adaptive_r"],
         plan["pipeline_degree"],
         plan["encode"].as_str().unwrap(),
         plan["layout"].as_str().unwrap(),
+        plan["padding"].as_str().unwrap(),
+        plan["policy"].as_str().unwrap(),
     ));
     let run = &alone["runs"][0];
-    for name in ["step_time_ns", "memory_bytes_per_gpu", "tokens_per_second"] {
+    for &name in figures {
         assert_eq!(plan[name], run[name], "{name}");
     }
     assert_eq!(found["settings"]["model"]["preset"], "olmoe-1b-7b");
+}
+
+#[test]
+fn a_whole_model_is_planned_as_model_times_it() {
+    let all = ["step_time_ns", "memory_bytes_per_gpu", "tokens_per_second"];
+    as_model_times_it("", "--tokens-per-second 100000", &all);
+}
+
+#[test]
+fn a_whole_model_under_a_trace_is_planned_as_model_times_it() {
+    let all = [
+        "step_time_ns",
+        "step_time_p95_ns",
+        "memory_bytes_per_gpu",
+        "dropped_fraction",
+    ];
+    let search = "--try-policy static --try-dropless";
+    as_model_times_it("--trace digits --steps 3", search, &all);
+}
+
+#[test]
+fn moe_layers_of_a_model_follow_the_recorded_ones_in_turn() {
+    let step = |routing: &str| {
+        let found = json(&format!(
+            "model olmoe-1b-7b --gpus 16 --strategy fairseq --phase forward {routing}"
+        ));
+        assert_eq!(
+            found["runs"][0]["steps"],
+            if routing.contains("digits") { 2 } else { 1 }
+        );
+        number(&found["runs"][0]["step_time_ns"])
+    };
+    let of_layer = |layer: u32| step(&format!("--trace digits --steps 2 --trace-layer {layer}"));
+    let all = step("--trace digits --steps 2");
+    // 16 layers follow 3 recorded ones: 6, 5 and 5 of them.
+    let mixed = (6.0 * of_layer(0) + 5.0 * of_layer(1) + 5.0 * of_layer(2)) / 16.0;
+    assert!((all / mixed - 1.0).abs() < 0.005, "{all} {mixed}");
+    assert!(step("") < all, "uneven routing pads more");
+}
+
+#[test]
+fn experts_are_moved_where_that_pays() {
+    let args = "plan --gpus 16 --num-experts 32 --tokens-per-step 4096 --routing zipf:1.2,drift=0.02 --steps 6 \
+                --strategy tutel --adaptive-r 1 --padding dropless --phase forward --try-policy static";
+    let (stay, moved) = (
+        json(args),
+        json(&format!("{args} --try-balance eplb,shadowing")),
+    );
+    let (stay, best) = (&stay["recommended"], &moved["recommended"]);
+    assert_eq!(stay["balancing"], "static");
+    assert_ne!(best["balancing"], "static");
+    assert!(number(&best["step_time_ns"]) < number(&stay["step_time_ns"]));
+    assert!(number(&best["memory_bytes_per_gpu"]) > 0.0);
+    let neighbours = moved["neighbours"].as_array().unwrap();
+    let stays = |row: &&Value| row["differs"] == "experts that stay";
+    let stays = neighbours.iter().find(stays).unwrap();
+    assert_eq!(stays["plan"]["step_time_ns"], stay["step_time_ns"]);
 }
 
 #[test]
@@ -257,6 +318,8 @@ fn bounds_change_nothing_of_a_whole_model() {
         "plan --model olmoe-1b-7b --gpus 8,16 --try-capacity-factor 1,1.25",
         "plan --model swinv2-moe-s --gpus 8,32 --phase forward --budget 100/hour",
         "plan --model olmoe-1b-7b --gpus 16 --global-batch 131072 --step-time 1ms",
+        "plan --model olmoe-1b-7b --gpus 8,16 --trace digits --steps 2 --phase forward --strategy tutel \
+         --try-balance eplb --padding dropless",
     ] {
         let of = |args: &str| {
             let ran = moeplan(&format!("{args} --format json"));
@@ -280,11 +343,12 @@ fn a_whole_model_that_fits_nowhere_is_told_so() {
 #[test]
 fn what_only_a_layer_has_does_not_go_with_a_model() {
     for (flags, blamed) in [
-        ("--trace digits", "--routing"),
+        ("--trace digitz", "--trace"),
+        ("--trace digits --trace-layer 9", "--trace-layer"),
+        ("--try-balance best", "--try-balance"),
         ("--layer paper", "--layer"),
         ("--model-dim 64", "--layer"),
         ("--try-top-k 1,2", "--try-top-k"),
-        ("--policy oracle", "--policy"),
         ("--batch 0", "--batch"),
     ] {
         let ran = moeplan(&format!("plan --model olmoe-1b-7b --gpus 8 {flags}"));

@@ -370,6 +370,9 @@ pub struct ModelArgs {
     /// Refinements of the strategies.
     #[command(flatten, next_help_heading = "Strategy")]
     pub refine: StrategySettings,
+    /// Where tokens go.
+    #[command(flatten, next_help_heading = "Routing")]
+    pub routing: RoutingSettings,
     /// forward (inference), or training [default: training]
     #[arg(long, value_name = "PHASE", help_heading = "Model")]
     pub phase: Option<Phase>,

@@ -208,6 +208,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             given.flags.phase = args.phase;
             given.flags.cluster = args.cluster;
             given.flags.model = args.model;
+            given.flags.routing = args.routing;
             given.refine = args.refine;
             command::model::run(given, &mut session)?
         }

@@ -7,14 +7,16 @@
 //! load.
 
 mod arrangement;
+mod arranger;
 mod eplb;
 mod migration;
 mod policy;
 mod run;
 
 pub use arrangement::Arrangement;
+pub use arranger::{Arranged, Arranger, Balancing, Schedule};
 pub use policy::{Affinity, Balancer, Contiguous, Eplb, Past, Shadowing, named};
-pub use run::{BalancedRun, BalancedStep, Schedule};
+pub use run::{BalancedRun, BalancedStep};
 
 /// Names of the policies.
 pub const POLICIES: &[&str] = &[

@@ -8,6 +8,9 @@ use moeplan_traces::RoutingStep;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The routing of a layer's steps; `None` where a step is balanced.
+pub type Steps = Vec<Option<Arc<RoutingStep>>>;
+
 /// Routing of one step.
 #[derive(Debug, Clone, Copy)]
 pub enum Routing<'a> {
@@ -17,12 +20,49 @@ pub enum Routing<'a> {
     Step(&'a RoutingStep),
 }
 
-impl Routing<'_> {
+impl<'a> Routing<'a> {
+    /// One of [`Steps`].
+    pub fn of(step: &'a Option<Arc<RoutingStep>>) -> Routing<'a> {
+        step.as_deref().map_or(Routing::Balanced, Routing::Step)
+    }
+
     /// The largest number of copies any GPU routes to any expert.
     pub fn largest_count(&self, layer: &ResolvedLayer) -> u64 {
         match self {
             Routing::Balanced => layer.routed_copies().div_ceil(layer.num_experts),
             Routing::Step(step) => u64::from(step.all_counts().iter().copied().max().unwrap_or(0)),
+        }
+    }
+}
+
+/// What a capacity leaves out, in one layer or in all of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drops {
+    /// Capacity factor f in force, the mean over layers.
+    pub capacity_factor: f64,
+    /// Token copies dropped over all ranks and layers.
+    pub dropped: u64,
+    /// Their share of all token copies, 0 to 1.
+    pub fraction: f64,
+}
+
+impl Drops {
+    /// Those of several layers: the load of each, how many layers have it, and their token copies.
+    pub fn sum<'a>(layers: impl Iterator<Item = (&'a Load, u64, u64)>) -> Drops {
+        let (mut count, mut copies) = (0.0, 0.0);
+        let (mut factor, mut dropped, mut share) = (0.0, 0, 0.0);
+        for (load, layers, routed) in layers {
+            let (weight, routed) = (layers as f64, (layers * routed) as f64);
+            count += weight;
+            copies += routed;
+            factor += weight * load.capacity.factor;
+            dropped += layers * load.dropped;
+            share += routed * load.dropped_fraction;
+        }
+        Drops {
+            capacity_factor: factor / f64::max(count, 1.0),
+            dropped,
+            fraction: share / f64::max(copies, 1.0),
         }
     }
 }
@@ -96,6 +136,15 @@ impl Load {
                     uneven: Mutex::default(),
                 }
             }
+        }
+    }
+
+    /// What is dropped, and at which capacity factor.
+    pub const fn drops(&self) -> Drops {
+        Drops {
+            capacity_factor: self.capacity.factor,
+            dropped: self.dropped,
+            fraction: self.dropped_fraction,
         }
     }
 

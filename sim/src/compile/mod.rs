@@ -12,7 +12,7 @@ mod tensors;
 mod uneven;
 
 pub use capacity::Capacity;
-pub use load::{Load, Routing};
+pub use load::{Drops, Load, Routing, Steps};
 pub use lone::{Payload, all_to_all};
 pub use model::{ModelSource, MoeRun, compile_model};
 

@@ -13,12 +13,12 @@ use crate::spec::{Phase, ResolvedLayer, SpecError};
 const BUCKET_BYTES: u64 = 25 << 20;
 
 /// How one MoE layer of a model is run.
-#[derive(Debug)]
-pub struct MoeRun {
+#[derive(Debug, Clone, Copy)]
+pub struct MoeRun<'a> {
     /// The layer on its world, with all tokens of a GPU's items.
-    pub layer: ResolvedLayer,
+    pub layer: &'a ResolvedLayer,
     /// Its routing under the plan's capacity.
-    pub load: Load,
+    pub load: &'a Load,
     /// All choices made.
     pub plan: Plan,
 }
@@ -29,7 +29,7 @@ pub struct ModelSource<'a> {
     /// The model.
     pub model: &'a ModelSpec,
     /// One an MoE layer, in order.
-    pub moe: &'a [&'a MoeRun],
+    pub moe: &'a [MoeRun<'a>],
     /// Items of a GPU.
     pub items: u64,
     /// W.
@@ -61,12 +61,12 @@ pub fn compile_model(source: ModelSource<'_>) -> Result<Program, SpecError> {
 }
 
 impl<'a> ModelSource<'a> {
-    fn of(&self, run: &'a MoeRun) -> Source<'a> {
+    fn of(&self, run: &MoeRun<'a>) -> Source<'a> {
         Source {
-            layer: &run.layer,
+            layer: run.layer,
             gpus_per_node: self.gpus_per_node,
             plan: run.plan,
-            load: &run.load,
+            load: run.load,
             phase: self.phase,
         }
     }

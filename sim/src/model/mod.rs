@@ -5,14 +5,16 @@
 //! its MoE layers by the very code that compiles a lone layer; [`step`] prices and plays it.
 
 mod decoder;
+mod groups;
 mod hugging_face;
 mod presets;
 mod step;
 mod swin;
 
+pub use groups::{ModelRouting, MoeGroup, MoeGroups};
 pub use hugging_face::{ConfigError, from_config};
 pub use presets::{PRESETS, Published, preset, published};
-pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step};
+pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step, steps};
 
 use crate::spec::{DType, Experts, Gate, LayerSpec};
 

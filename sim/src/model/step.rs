@@ -1,16 +1,16 @@
 //! One step of a model: compiled, priced, played and summed up.
 
-use super::{ModelSpec, Moe};
-use crate::compile::{Load, ModelSource, MoeRun, Plan, Routing, compile_model};
+use super::{ModelRouting, ModelSpec, MoeGroup, MoeGroups};
+use crate::compile::{Drops, Load, ModelSource, MoeRun, Plan, Routing, compile_model};
 use crate::cost::CostModel;
 use crate::cost::price::price;
 use crate::cost::provenance::Provenance;
 use crate::engine::run;
 use crate::hardware::Hardware;
 use crate::ir::{Lifetime, Program};
-use crate::policy::{best, candidates};
+use crate::policy::Runner;
 use crate::simulate::{Scenario, StageTime, exposed, peak_memory, stage_times};
-use crate::spec::{LayerSpec, Padding, Phase, SpecError, Strategy};
+use crate::spec::{Phase, ResolvedLayer, SpecError, Strategy};
 use crate::units::Time;
 
 /// How the feed-forwards that a model has experts in are run.
@@ -18,7 +18,7 @@ use crate::units::Time;
 pub enum Variant {
     /// As plain ones of an expert's size.
     Dense,
-    /// As MoE layers under this strategy, what is `auto` decided for the layer alone.
+    /// As MoE layers under this strategy, what is `auto` decided for each layer alone.
     Moe(Strategy),
 }
 
@@ -100,80 +100,124 @@ pub struct ModelStep {
     pub flops_per_gpu: f64,
     /// Share of the fitted tensor-core peak that is.
     pub mfu: f64,
-    /// Plans of the distinct MoE layers, in order.
+    /// Plans of the groups of MoE layers, in order.
     pub plans: Vec<Plan>,
+    /// What their capacities leave out.
+    pub drops: Drops,
     /// The least trustworthy price.
     pub provenance: Provenance,
 }
 
-/// Runs one step.
+/// Runs one step on balanced routing.
 ///
 /// # Errors
 /// A layer that the GPUs cannot hold evenly, or a plan it cannot run.
 pub fn step(run_of: &ModelRun<'_>, variant: &Variant) -> Result<ModelStep, SpecError> {
-    if !(1..=1 << 16).contains(&run_of.batch) {
-        return Err(SpecError::new("batch", "1 to 65536", run_of.batch));
-    }
-    let dense;
-    let (model, runs) = match variant {
-        Variant::Dense => {
-            dense = run_of.model.dense();
-            (&dense, Vec::new())
-        }
-        Variant::Moe(strategy) => {
-            let decide = |scenario: &Scenario<'_>, load: &Load| {
-                let plans = candidates(strategy, scenario.layer)?;
-                Ok(best(scenario, &plans, load)?.plan)
-            };
-            let x = strategy.capacity_factor;
-            (run_of.model, run_of.moe_runs(strategy.padding, x, &decide)?)
-        }
-    };
-    let program = run_of.program(model, &runs)?;
-    let priced = price(&program, run_of.prices);
-    let (timeline, _) = run(&program, &priced, run_of.prices.concurrency());
-    let spans = timeline.rank(timeline.slowest_rank());
-    let played = timeline.step_time();
-    let scaling_loss = run_of.scaling_loss(played);
-    let time = played + scaling_loss;
-    let memory = memory(&program, run_of.hardware.reserved_bytes());
-    let items = run_of.batch as f64;
-    let passes = match run_of.phase {
-        Phase::Forward => 1.0,
-        Phase::Training => 3.0,
-    };
-    let flops_per_gpu = 2.0 * passes * model.macs() * items;
-    let seconds = time.as_secs_f64();
-    let peak = run_of.hardware.gpu.gemm.tensor_tflops * 1e12;
-    Ok(ModelStep {
-        time,
-        stages: stage_times(&program, spans, &|op| priced[op].provenance),
-        scaling_loss,
-        exposed_communication: exposed(&program, spans),
-        fits: memory.total() <= run_of.hardware.memory_bytes(),
-        memory,
-        rate_per_gpu: items * model.unit.per_item() as f64 / seconds,
-        flops_per_gpu,
-        mfu: flops_per_gpu / seconds / peak,
-        plans: runs.iter().map(|(_, run)| run.plan).collect(),
-        provenance: priced
-            .iter()
-            .map(|op| op.provenance)
-            .max()
-            .unwrap_or(Provenance::Measured),
-    })
+    let mut steps = steps(run_of, variant, &ModelRouting::balanced(run_of.model))?;
+    let first = steps.drain(..).next();
+    first.ok_or_else(|| SpecError::new("steps", "at least one", 0))
 }
 
-/// A distinct MoE layer and how it is run.
-type MoeRuns = Vec<(Moe, MoeRun)>;
+/// Runs the steps of `routing`, in order: what a strategy leaves `auto` its policy decides, for every group of
+/// MoE layers alone. The dense variant has one step, as all are alike.
+///
+/// # Errors
+/// As [`step`].
+pub fn steps(
+    run_of: &ModelRun<'_>,
+    variant: &Variant,
+    routing: &ModelRouting,
+) -> Result<Vec<ModelStep>, SpecError> {
+    run_of.check_batch()?;
+    let Variant::Moe(strategy) = variant else {
+        let drops = Drops::sum(std::iter::empty());
+        return Ok(vec![run_of.step(&run_of.model.dense(), &[], drops)?]);
+    };
+    let groups = &routing.groups;
+    let layers = run_of.layers(groups)?;
+    let mut runners = layers
+        .iter()
+        .map(|layer| Runner::new(run_of.scenario(layer), strategy.clone(), false))
+        .collect::<Result<Vec<_>, _>>()?;
+    let count = routing.steps.iter().map(Vec::len).min().unwrap_or(1);
+    let mut found = Vec::with_capacity(count);
+    for index in 0..count {
+        let step_of = routing.steps.iter().map(|steps| &steps[index]);
+        let loads: Vec<Load> = runners
+            .iter()
+            .zip(step_of)
+            .map(|(runner, step)| runner.load(&Routing::of(step)))
+            .collect();
+        let plans = runners
+            .iter_mut()
+            .zip(&loads)
+            .map(|(runner, load)| Ok(runner.step_of(load)?.step.plan))
+            .collect::<Result<Vec<Plan>, SpecError>>()?;
+        let runs = groups.runs(&layers, &loads, &plans);
+        let drops = groups.drops(&layers, &loads);
+        found.push(ModelStep {
+            plans,
+            ..run_of.step(run_of.model, &runs, drops)?
+        });
+    }
+    Ok(found)
+}
+
+impl ModelStep {
+    /// Steps of one run summed up: times are means, memory is that of the fullest, plans those of the slowest.
+    /// `None` without a step.
+    pub fn mean(steps: &[ModelStep]) -> Option<ModelStep> {
+        let slowest = steps.iter().reduce(|slowest, step| {
+            if step.time > slowest.time {
+                step
+            } else {
+                slowest
+            }
+        })?;
+        let count = steps.len() as f64;
+        let mean_of = |of: &dyn Fn(&ModelStep) -> Time| Time::mean(steps.iter().map(of));
+        let stages = slowest.stages.iter().map(|stage| {
+            let same = |step: &ModelStep| {
+                let mut found = step.stages.iter();
+                let found = found.find(|other| other.stage == stage.stage);
+                found.map_or(Time::ZERO, |found| found.busy)
+            };
+            StageTime {
+                busy: mean_of(&same),
+                ..*stage
+            }
+        });
+        let time = mean_of(&|step| step.time);
+        let fullest = steps.iter().map(|step| step.memory);
+        let share = slowest.time.as_secs_f64() / time.as_secs_f64();
+        let drops = |of: &dyn Fn(&Drops) -> f64| {
+            steps.iter().map(|step| of(&step.drops)).sum::<f64>() / count
+        };
+        Some(ModelStep {
+            time,
+            stages: stages.collect(),
+            scaling_loss: mean_of(&|step| step.scaling_loss),
+            exposed_communication: mean_of(&|step| step.exposed_communication),
+            memory: fullest.max_by_key(ModelMemory::total)?,
+            fits: steps.iter().all(|step| step.fits),
+            rate_per_gpu: slowest.rate_per_gpu * share,
+            flops_per_gpu: slowest.flops_per_gpu,
+            mfu: slowest.mfu * share,
+            plans: slowest.plans.clone(),
+            drops: Drops {
+                capacity_factor: drops(&|drops| drops.capacity_factor),
+                dropped: steps.iter().map(|step| step.drops.dropped).sum(),
+                fraction: drops(&|drops| drops.fraction),
+            },
+            provenance: steps
+                .iter()
+                .map(|step| step.provenance)
+                .fold(slowest.provenance, Provenance::worse),
+        })
+    }
+}
 
 impl ModelRun<'_> {
-    /// The program of a step in which all MoE layers run `plan` under capacity setting `x`.
-    pub(crate) fn program_under(&self, plan: Plan, x: f64) -> Result<Program, SpecError> {
-        let runs = self.moe_runs(plan.padding, Some(x), &|_, _| Ok(plan))?;
-        self.program(self.model, &runs)
-    }
-
     /// What nodes beyond the first cost a step that took `played`, without any communication.
     pub(crate) fn scaling_loss(&self, played: Time) -> Time {
         let nodes = self.gpus / self.gpus_per_node;
@@ -181,15 +225,44 @@ impl ModelRun<'_> {
         played.scale(loss * (nodes - 1) as f64)
     }
 
-    fn program(&self, model: &ModelSpec, runs: &MoeRuns) -> Result<Program, SpecError> {
-        let by_layer: Vec<&MoeRun> = model
-            .moe_layers()
-            .filter_map(|moe| runs.iter().find(|(known, _)| known == moe))
-            .map(|(_, run)| run)
-            .collect();
+    /// The layers of `groups` on this world.
+    ///
+    /// # Errors
+    /// No items, or experts that the GPUs cannot hold evenly.
+    pub fn layers(&self, groups: &MoeGroups) -> Result<Vec<ResolvedLayer>, SpecError> {
+        self.check_batch()?;
+        let layer = |group: &MoeGroup| group.moe.layer(self.batch).resolve(self.gpus);
+        groups.iter().map(layer).collect()
+    }
+
+    fn check_batch(&self) -> Result<(), SpecError> {
+        match self.batch {
+            1..=65_536 => Ok(()),
+            batch => Err(SpecError::new("batch", "1 to 65536", batch)),
+        }
+    }
+
+    /// `layer` alone on this world.
+    pub(crate) fn scenario<'l>(&'l self, layer: &'l ResolvedLayer) -> Scenario<'l> {
+        Scenario {
+            layer,
+            gpus_per_node: self.gpus_per_node,
+            memory_bytes: self.hardware.memory_bytes(),
+            reserved_bytes: self.hardware.reserved_bytes(),
+            model: self.prices,
+            phase: self.phase,
+        }
+    }
+
+    /// The program of a step of `model`, this run's or its dense variant; `moe` has a run for every MoE layer.
+    pub(crate) fn program(
+        &self,
+        model: &ModelSpec,
+        moe: &[MoeRun<'_>],
+    ) -> Result<Program, SpecError> {
         compile_model(ModelSource {
             model,
-            moe: &by_layer,
+            moe,
             items: self.batch,
             world_size: self.gpus,
             gpus_per_node: self.gpus_per_node,
@@ -198,38 +271,47 @@ impl ModelRun<'_> {
         })
     }
 
-    /// The distinct MoE layers under capacity setting `x`, or the model's own, and what `decide` says of
-    /// each alone.
-    fn moe_runs(
+    /// Plays a step and sums it up, but for its plans.
+    fn step(
         &self,
-        padding: Padding,
-        x: Option<f64>,
-        decide: &dyn Fn(&Scenario<'_>, &Load) -> Result<Plan, SpecError>,
-    ) -> Result<MoeRuns, SpecError> {
-        let mut runs: MoeRuns = Vec::new();
-        for moe in self.model.moe_layers() {
-            if runs.iter().any(|(known, _)| known == moe) {
-                continue;
-            }
-            let x = x.unwrap_or(moe.capacity_factor);
-            let spec = LayerSpec {
-                capacity_factor: x,
-                ..moe.layer(self.batch)
-            };
-            let layer = spec.resolve(self.gpus)?;
-            let load = Load::new(&layer, x, padding, &Routing::Balanced);
-            let scenario = Scenario {
-                layer: &layer,
-                gpus_per_node: self.gpus_per_node,
-                memory_bytes: self.hardware.memory_bytes(),
-                reserved_bytes: self.hardware.reserved_bytes(),
-                model: self.prices,
-                phase: self.phase,
-            };
-            let plan = decide(&scenario, &load)?;
-            runs.push((*moe, MoeRun { layer, load, plan }));
-        }
-        Ok(runs)
+        model: &ModelSpec,
+        moe: &[MoeRun<'_>],
+        drops: Drops,
+    ) -> Result<ModelStep, SpecError> {
+        let program = self.program(model, moe)?;
+        let priced = price(&program, self.prices);
+        let (timeline, _) = run(&program, &priced, self.prices.concurrency());
+        let spans = timeline.rank(timeline.slowest_rank());
+        let played = timeline.step_time();
+        let scaling_loss = self.scaling_loss(played);
+        let time = played + scaling_loss;
+        let memory = memory(&program, self.hardware.reserved_bytes());
+        let items = self.batch as f64;
+        let passes = match self.phase {
+            Phase::Forward => 1.0,
+            Phase::Training => 3.0,
+        };
+        let flops_per_gpu = 2.0 * passes * model.macs() * items;
+        let seconds = time.as_secs_f64();
+        let peak = self.hardware.gpu.gemm.tensor_tflops * 1e12;
+        Ok(ModelStep {
+            time,
+            stages: stage_times(&program, spans, &|op| priced[op].provenance),
+            scaling_loss,
+            exposed_communication: exposed(&program, spans),
+            fits: memory.total() <= self.hardware.memory_bytes(),
+            memory,
+            rate_per_gpu: items * model.unit.per_item() as f64 / seconds,
+            flops_per_gpu,
+            mfu: flops_per_gpu / seconds / peak,
+            plans: Vec::new(),
+            drops,
+            provenance: priced
+                .iter()
+                .map(|op| op.provenance)
+                .max()
+                .unwrap_or(Provenance::Measured),
+        })
     }
 }
 
@@ -239,7 +321,7 @@ fn memory(program: &Program, reserved: u64) -> ModelMemory {
         if buffer.lifetime != Lifetime::Persistent {
             continue;
         }
-        let kind = match buffer.name.as_str() {
+        let kind = match buffer.name.as_ref() {
             name if name.contains("optimizer") => &mut optimizer,
             name if name.contains("gradient") => &mut gradients,
             _ => &mut parameters,

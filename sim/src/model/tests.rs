@@ -194,6 +194,21 @@ fn sharded_states_take_their_share_of_memory() {
 }
 
 #[test]
+fn groups_follow_recorded_layers_in_turn() {
+    let model = named("swinv2-moe-b");
+    // Nine MoE layers in stage 3, one in stage 4, which differs in shape.
+    let of = |recorded| {
+        let groups = MoeGroups::new(&model, recorded);
+        let found = groups.iter().map(|group| (group.recorded, group.layers));
+        found.collect::<Vec<_>>()
+    };
+    assert_eq!(of(1), [(0, 9), (0, 1)]);
+    assert_eq!(of(2), [(0, 5), (1, 4), (1, 1)]);
+    assert_eq!(of(0), of(1));
+    assert!(of(64).iter().map(|(_, layers)| layers).sum::<u64>() == 10);
+}
+
+#[test]
 fn mistakes_in_a_config_name_the_field() {
     let check = |text: &str, field: &str| {
         let error = from_config(text, "x", "x", 128).unwrap_err();

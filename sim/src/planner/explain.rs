@@ -1,8 +1,9 @@
 //! Why the winner wins: what its neighbours lack, and what limits it.
 
 use super::limits::Limits;
-use super::search::{Evaluated, Outcome, Tester};
+use super::search::Outcome;
 use super::space::{Candidate, Decision, Space, World};
+use super::tester::{Evaluated, Tester};
 use crate::compile::Plan;
 use crate::cost::price::price;
 use crate::engine::Resource;
@@ -90,20 +91,19 @@ pub struct Neighbour {
     pub verdict: Verdict,
 }
 
-/// What limits `winner`; nothing where it cannot be played again.
+/// What limits `winner` where its groups of layers run `plans`; nothing where it cannot be played again.
 pub fn limiting(
     space: &Space<'_>,
     world: &World,
     winner: &Candidate,
-    plan: Plan,
+    plans: &[Plan],
 ) -> Option<Limiting> {
     let limits = Limits::default();
     let tester = Tester::new(space, &limits, world, &[*winner]).ok()?;
     let scenario = tester.scenario();
-    let traces = tester
-        .loads(winner)
-        .par_iter()
-        .map(|load| tester.trace(winner.capacity, plan, load).ok());
+    let loaded = tester.loaded(winner).ok()?;
+    let traces = loaded.steps.par_iter();
+    let traces = traces.map(|step| tester.trace(plans, loaded, step).ok());
     let slowest = traces.flatten().reduce_with(|slowest, trace| {
         if trace.step.time > slowest.step.time {
             trace
@@ -222,8 +222,8 @@ fn of_same_world(
     let world = outcome.world(winner);
     let all = same_world(space, world, &winner.candidate);
     let alike = |a: &Candidate, b: &Candidate| {
-        (a.world, a.strategy, a.capacity, a.decision)
-            == (b.world, b.strategy, b.capacity, b.decision)
+        (a.world, a.strategy, a.capacity, a.decision, a.balancing)
+            == (b.world, b.strategy, b.capacity, b.decision, b.balancing)
     };
     let known: Vec<Option<&Evaluated>> = all
         .iter()
@@ -279,6 +279,13 @@ fn same_world(space: &Space<'_>, world: &World, winner: &Candidate) -> Vec<(Stri
             differences.push(format!("capacity setting {}", other.capacity));
         }
         differences.extend(decisions_differ(winner.decision, other.decision));
+        if other.balancing != winner.balancing {
+            let by = other.balancing.map(|index| &space.balancing[index].policy);
+            differences.push(match by {
+                None => "experts that stay".to_owned(),
+                Some(policy) => format!("experts moved by {policy}"),
+            });
+        }
         if let [only] = &differences[..] {
             found.push((only.clone(), other));
         }

@@ -8,6 +8,15 @@ use crate::simulate::Step;
 use crate::units::Time;
 use serde::Serialize;
 
+/// A step as it was played.
+#[derive(Debug, Clone)]
+pub(super) struct Played {
+    /// The plans of its groups of layers.
+    pub(super) plans: Vec<Plan>,
+    /// What came of them.
+    pub(super) step: Step,
+}
+
 /// Figures of a plan, means over its steps where nothing else is said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figures {
@@ -27,8 +36,8 @@ pub struct Figures {
     pub dropped_fraction: f64,
     /// Capacity factor f.
     pub capacity_factor: f64,
-    /// The plan of the slowest step: the only one where nothing adapts.
-    pub plan: Plan,
+    /// The plans of the slowest step, one a group of layers: all alike where nothing adapts.
+    pub plans: Vec<Plan>,
     /// The least trustworthy price in it.
     pub provenance: Provenance,
     /// Money and energy.
@@ -88,16 +97,17 @@ impl Figures {
         world: &World,
         per_gpu_hour: f64,
         power: &PowerModel,
-        steps: &[Step],
+        played: &[Played],
     ) -> Option<Figures> {
-        let slowest = steps.iter().reduce(|slowest, step| {
-            if step.time > slowest.time {
-                step
+        let slowest = played.iter().reduce(|slowest, other| {
+            if other.step.time > slowest.step.time {
+                other
             } else {
                 slowest
             }
         })?;
-        let mean = |of: fn(&Step) -> Time| mean(steps.iter().map(of));
+        let steps: Vec<&Step> = played.iter().map(|played| &played.step).collect();
+        let mean = |of: fn(&Step) -> Time| Time::mean(steps.iter().map(|step| of(step)));
         let count = steps.len() as f64;
         let step_time = mean(|step| step.time);
         let mut times: Vec<Time> = steps.iter().map(|step| step.time).collect();
@@ -108,7 +118,7 @@ impl Figures {
             .fold(Provenance::Measured, Provenance::worse);
         let activity = Activity {
             step: step_time.as_secs_f64(),
-            ..Activity::mean(steps.iter())
+            ..Activity::mean(steps.iter().copied())
         };
         let tokens = world.tokens;
         Some(Figures {
@@ -120,7 +130,7 @@ impl Figures {
             memory_bytes: steps.iter().map(|step| step.memory_bytes).max()?,
             dropped_fraction: steps.iter().map(|step| step.dropped_fraction).sum::<f64>() / count,
             capacity_factor: steps.iter().map(|step| step.capacity_factor).sum::<f64>() / count,
-            plan: slowest.plan,
+            plans: slowest.plans.clone(),
             provenance,
             cost: Cost::new(world.gpus, tokens, &activity, per_gpu_hour, power),
         })
@@ -144,11 +154,4 @@ impl Figures {
             .saturating_sub(self.memory_bound)
             .saturating_sub(self.exposed_communication)
     }
-}
-
-/// The mean, rounded down: never above what is averaged.
-pub(super) fn mean(times: impl ExactSizeIterator<Item = Time>) -> Time {
-    let count = times.len().max(1) as u128;
-    let total: u128 = times.map(|time| u128::from(time.as_ps())).sum();
-    Time::from_ps(u64::try_from(total / count).unwrap_or(u64::MAX))
 }

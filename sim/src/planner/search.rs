@@ -1,16 +1,11 @@
 //! Tries what the bounds leave, and says which plans are wanted.
 
-use super::bound::step_time_floor;
-use super::figures::{Figures, Objectives, mean};
-use super::limits::{Goal, Limits, Measured, Violation};
+use super::figures::Objectives;
+use super::limits::{Goal, Limits};
 use super::pareto::front;
-use super::space::{Candidate, Decision, Loads, Space, World};
-use crate::compile::{Load, Plan};
-use crate::ir::Program;
-use crate::policy::{Runner, candidates};
-use crate::simulate::{Scenario, Step, Trace, memory, program_of, simulate_program};
-use crate::spec::{SpecError, Strategy};
-use crate::units::Time;
+use super::space::{Space, World};
+use super::tester::{Bound, Evaluated, Tester};
+use crate::spec::SpecError;
 use rayon::prelude::*;
 
 /// Candidates tried at once. What is found in one batch prunes the next, so this and not the number of
@@ -24,19 +19,6 @@ pub enum Pruning {
     ByBound,
     /// Everything is tried: what the bounds are held against in tests.
     Off,
-}
-
-/// A candidate that was tried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evaluated {
-    /// Which.
-    pub candidate: Candidate,
-    /// What it amounts to.
-    pub figures: Figures,
-    /// What it is held against others by.
-    pub objectives: Objectives,
-    /// The limits it does not meet, the worst first.
-    pub violations: Vec<Violation>,
 }
 
 /// A size at which the layer cannot be run.
@@ -85,13 +67,6 @@ impl Outcome {
     pub fn world(&self, evaluated: &Evaluated) -> &World {
         &self.worlds[evaluated.candidate.world]
     }
-}
-
-/// What a candidate cannot beat.
-#[derive(Debug, Clone, Copy)]
-struct Bound {
-    candidate: Candidate,
-    measured: Measured,
 }
 
 /// Searches `space` for plans within `limits`.
@@ -264,149 +239,4 @@ fn conclude(outcome: &mut Outcome) {
     outcome.fastest = fastest;
     outcome.front = on_front;
     outcome.nearest = nearest.flatten();
-}
-
-/// Tries candidates of one world.
-pub(super) struct Tester<'a> {
-    space: &'a Space<'a>,
-    limits: &'a Limits,
-    world: &'a World,
-    loads: Loads,
-}
-
-impl<'a> Tester<'a> {
-    pub(super) fn new(
-        space: &'a Space<'a>,
-        limits: &'a Limits,
-        world: &'a World,
-        candidates: &[Candidate],
-    ) -> Result<Tester<'a>, String> {
-        Ok(Tester {
-            space,
-            limits,
-            world,
-            loads: Loads::new(space, world, candidates)?,
-        })
-    }
-
-    pub(super) fn scenario(&self) -> Scenario<'_> {
-        self.space.scenario(self.world)
-    }
-
-    fn strategy(&self, candidate: &Candidate) -> &Strategy {
-        &self.space.strategies[candidate.strategy]
-    }
-
-    pub(super) fn loads(&self, candidate: &Candidate) -> &[Load] {
-        let padding = self.strategy(candidate).padding;
-        self.loads.of(padding, candidate.capacity)
-    }
-
-    /// What `candidate` cannot beat: the floor of its steps' times and, exactly, its memory and drops.
-    fn bound(&self, candidate: &Candidate) -> Result<Bound, SpecError> {
-        let plans = match candidate.decision {
-            Decision::Always(plan) => vec![plan],
-            Decision::Adapts(_) => candidates(self.strategy(candidate), &self.world.layer)?,
-        };
-        let loads = self.loads(candidate);
-        let mut floors = Vec::with_capacity(loads.len());
-        let mut memory_bytes = 0;
-        for load in loads {
-            // Whatever is chosen is one of these.
-            let (mut time, mut memory) = (Time::MAX, u64::MAX);
-            for &plan in &plans {
-                let (floor, needed) = self.floor(candidate.capacity, plan, load)?;
-                time = time.min(floor);
-                memory = memory.min(needed);
-            }
-            floors.push(time);
-            memory_bytes = memory_bytes.max(memory);
-        }
-        let dropped = loads.iter().map(|load| load.dropped_fraction).sum::<f64>();
-        let step_time = mean(floors.into_iter());
-        Ok(Bound {
-            candidate: *candidate,
-            measured: self.measured(
-                step_time,
-                self.objectives(step_time, memory_bytes, dropped / loads.len().max(1) as f64),
-            ),
-        })
-    }
-
-    /// The floor of a step's time under `plan`, and its memory.
-    fn floor(&self, x: f64, plan: Plan, load: &Load) -> Result<(Time, u64), SpecError> {
-        let scenario = self.scenario();
-        let program = self.program(x, plan, load)?;
-        let floor = step_time_floor(&program, scenario.model);
-        Ok((self.in_all(floor), memory(&scenario, &program)))
-    }
-
-    /// Plays a step of `plan` under capacity setting `x`.
-    pub(super) fn trace(&self, x: f64, plan: Plan, load: &Load) -> Result<Trace, SpecError> {
-        let program = self.program(x, plan, load)?;
-        let mut trace = simulate_program(&self.scenario(), plan, load, program);
-        trace.step.time = self.in_all(trace.step.time);
-        Ok(trace)
-    }
-
-    /// What is planned, under `plan`: the layer, or the model with it.
-    fn program(&self, x: f64, plan: Plan, load: &Load) -> Result<Program, SpecError> {
-        match self.space.model_run(self.world) {
-            None => program_of(&self.scenario(), plan, load),
-            Some(model) => model.program_under(plan, x),
-        }
-    }
-
-    /// The time of a step whose program took `played`.
-    fn in_all(&self, played: Time) -> Time {
-        let model = self.space.model_run(self.world);
-        played + model.map_or(Time::ZERO, |model| model.scaling_loss(played))
-    }
-
-    fn objectives(&self, step_time: Time, memory_bytes: u64, dropped: f64) -> Objectives {
-        let per_gpu_hour = self.space.sites[self.world.site].per_gpu_hour;
-        Objectives::new(self.world, per_gpu_hour, step_time, memory_bytes, dropped)
-    }
-
-    fn measured(&self, step_time: Time, objectives: Objectives) -> Measured {
-        let site = &self.space.sites[self.world.site];
-        let memory = site.hardware.memory_bytes();
-        Measured::new(self.world, site.per_gpu_hour, memory, step_time, objectives)
-    }
-
-    /// Plays all steps of `candidate`.
-    pub(super) fn evaluate(&self, candidate: &Candidate) -> Result<Evaluated, SpecError> {
-        let steps: Vec<Step> = match candidate.decision {
-            Decision::Always(plan) => {
-                let step = |load: &Load| Ok(self.trace(candidate.capacity, plan, load)?.step);
-                self.loads(candidate)
-                    .iter()
-                    .map(step)
-                    .collect::<Result<_, SpecError>>()?
-            }
-            Decision::Adapts(policy) => {
-                let strategy = Strategy {
-                    policy,
-                    capacity_factor: Some(candidate.capacity),
-                    ..self.strategy(candidate).clone()
-                };
-                let mut runner = Runner::new(self.scenario(), strategy, false)?;
-                self.loads(candidate)
-                    .iter()
-                    .map(|load| Ok(runner.step_of(load)?.step))
-                    .collect::<Result<_, SpecError>>()?
-            }
-        };
-        let site = &self.space.sites[self.world.site];
-        let figures = Figures::new(self.world, site.per_gpu_hour, self.space.power, &steps)
-            .ok_or_else(|| SpecError::new("steps", "at least one", 0))?;
-        let objectives = figures.objectives(self.world, site.per_gpu_hour);
-        let measured = self.measured(figures.step_time, objectives);
-        Ok(Evaluated {
-            candidate: *candidate,
-            violations: self.limits.violations(&measured),
-            figures,
-            objectives,
-        })
-    }
 }

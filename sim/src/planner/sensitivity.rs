@@ -1,8 +1,9 @@
 //! What more of each resource would buy.
 
 use super::limits::{Goal, Limits};
-use super::search::{Evaluated, Pruning, search};
+use super::search::{Pruning, search};
 use super::space::{Decision, Site, Space, Tokens, World};
+use super::tester::Evaluated;
 use crate::cost::model_of;
 use crate::hardware::Hardware;
 use crate::spec::Policy;
@@ -94,6 +95,10 @@ fn best_with(
             Decision::Always(_) => Policy::Static,
             Decision::Adapts(policy) => policy,
         }],
+        balancing: match winner.candidate.balancing {
+            None => Vec::new(),
+            Some(index) => vec![space.balancing[index].clone()],
+        },
         phase: space.phase,
         routes: space.routes,
         power: space.power,

@@ -1,6 +1,7 @@
 //! What is tried: worlds of GPUs, and ways to run the layer on each.
 
-use crate::compile::{Load, Plan, Routing};
+use crate::balance::Balancing;
+use crate::compile::{Plan, Steps};
 use crate::cost::CostModel;
 use crate::economy::PowerModel;
 use crate::hardware::Hardware;
@@ -8,10 +9,7 @@ use crate::model::{ModelRun, ModelSpec};
 use crate::policy::candidates;
 use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
-use moeplan_traces::RoutingStep;
-use rayon::prelude::*;
 use std::fmt;
-use std::sync::Arc;
 
 /// A kind of cluster that can be had.
 #[derive(Clone, Copy)]
@@ -35,18 +33,17 @@ pub enum Tokens {
     InAll(u64),
 }
 
-/// The routing of a layer's steps; `None` where a step is balanced.
-pub type Steps = Vec<Option<Arc<RoutingStep>>>;
+/// Works out the routing of a layer that follows the recorded layer of this number; a lone layer follows number 0.
+/// The error is for people.
+pub type Routes<'a> = dyn Fn(usize, &ResolvedLayer) -> Result<Steps, String> + Sync + 'a;
 
-/// Works out the routing of a layer. The error is for people.
-pub type Routes<'a> = dyn Fn(&ResolvedLayer) -> Result<Steps, String> + Sync + 'a;
-
-/// A whole model, where not a layer alone is planned: all its MoE layers run the same plan, on balanced
-/// routing.
+/// A whole model, where not a layer alone is planned. A static plan is that of all its MoE layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Whole<'a> {
     /// The model.
     pub model: &'a ModelSpec,
+    /// Recorded layers that its MoE layers follow in turn.
+    pub recorded: usize,
     /// Items (sequences, images) of a GPU and step.
     pub batch: u64,
     /// Whether optimizer states of what all GPUs hold are spread over them.
@@ -76,6 +73,8 @@ pub struct Space<'a> {
     pub strategies: Vec<Strategy>,
     /// Who decides: `static` is one plan for all steps.
     pub policies: Vec<Policy>,
+    /// Who moves experts, besides nobody: tried where nothing is padded and an expert is on one GPU.
+    pub balancing: Vec<Balancing>,
     /// Forward, or a training step.
     pub phase: Phase,
     /// Where tokens go.
@@ -130,6 +129,8 @@ pub struct Candidate {
     pub capacity: f64,
     /// Who decides.
     pub decision: Decision,
+    /// Index of who moves experts; `None` where they stay.
+    pub balancing: Option<usize>,
 }
 
 /// The numbers of GPUs up to `most` that are tried on nodes of `node`: powers of two and three
@@ -234,6 +235,16 @@ impl<'a> Space<'a> {
         first: usize,
     ) -> Result<Vec<Candidate>, SpecError> {
         let mut found = Vec::new();
+        let mut push = |strategy, capacity, decision, balancing| {
+            found.push(Candidate {
+                world,
+                index: first + found.len(),
+                strategy,
+                capacity,
+                decision,
+                balancing,
+            });
+        };
         for (strategy, choices) in self.strategies.iter().enumerate() {
             let plans = candidates(choices, layer)?;
             let decisions = self.policies.iter().flat_map(|&policy| match policy {
@@ -242,21 +253,25 @@ impl<'a> Space<'a> {
             });
             let decisions: Vec<Decision> = decisions.collect();
             for &capacity in self.capacity_of(choices) {
-                found.extend(
-                    decisions
-                        .iter()
-                        .map(|&decision| (strategy, capacity, decision)),
-                );
+                for &decision in &decisions {
+                    push(strategy, capacity, decision, None);
+                }
+                if choices.padding == Padding::Capacity || layer.sharded_count > 1 {
+                    continue;
+                }
+                for balancing in 0..self.balancing.len() {
+                    // Under r = 0 rows are multiplied where they are, wherever experts sit.
+                    let moved = |decision: &&Decision| match decision {
+                        Decision::Always(plan) => plan.adaptive_r != 0,
+                        Decision::Adapts(_) => true,
+                    };
+                    for &decision in decisions.iter().filter(moved) {
+                        push(strategy, capacity, decision, Some(balancing));
+                    }
+                }
             }
         }
-        let number = |(offset, (strategy, capacity, decision))| Candidate {
-            world,
-            index: first + offset,
-            strategy,
-            capacity,
-            decision,
-        };
-        Ok(found.into_iter().enumerate().map(number).collect())
+        Ok(found)
     }
 
     /// Capacity settings that differ under `strategy`: dropless plans have none.
@@ -294,48 +309,5 @@ impl<'a> Space<'a> {
             model: site.model,
             phase: self.phase,
         }
-    }
-}
-
-/// The steps of a world as its candidates load it.
-pub(super) struct Loads {
-    /// By padding and capacity setting: the load of every step.
-    known: Vec<(Padding, f64, Vec<Load>)>,
-}
-
-impl Loads {
-    /// The loads of all candidates of `world`.
-    pub(super) fn new(
-        space: &Space<'_>,
-        world: &World,
-        candidates: &[Candidate],
-    ) -> Result<Loads, String> {
-        let routing = (space.routes)(&world.layer)?;
-        let mut known: Vec<(Padding, f64, Vec<Load>)> = Vec::new();
-        for candidate in candidates {
-            let padding = space.strategies[candidate.strategy].padding;
-            if known
-                .iter()
-                .any(|(p, x, _)| *p == padding && *x == candidate.capacity)
-            {
-                continue;
-            }
-            let load = |step: &Option<Arc<RoutingStep>>| {
-                let routing = step.as_deref().map_or(Routing::Balanced, Routing::Step);
-                Load::new(&world.layer, candidate.capacity, padding, &routing)
-            };
-            let loads = routing.par_iter().map(load).collect();
-            known.push((padding, candidate.capacity, loads));
-        }
-        Ok(Loads { known })
-    }
-
-    /// The loads of a candidate, step by step.
-    pub(super) fn of(&self, padding: Padding, capacity: f64) -> &[Load] {
-        let found = self
-            .known
-            .iter()
-            .find(|(p, x, _)| *p == padding && *x == capacity);
-        found.map_or(&[], |(_, _, loads)| loads)
     }
 }

@@ -1,7 +1,8 @@
 //! The planner against exhaustive search, on random small spaces.
 
 use super::*;
-use crate::compile::{Load, Plan, Routing, compile};
+use crate::balance::{Balancing, Schedule};
+use crate::compile::{Load, Plan, Routing, Steps, compile};
 use crate::cost::CostModel;
 use crate::cost::analytic::Analytic;
 use crate::economy::PriceList;
@@ -28,6 +29,7 @@ struct Draw {
     dtypes: Vec<DType>,
     strategies: Vec<Strategy>,
     policies: Vec<Policy>,
+    balancing: Vec<Balancing>,
     phase: Phase,
     skewed: bool,
     limits: [Option<f64>; 5],
@@ -72,6 +74,7 @@ impl Bed {
             capacity: draw.capacity.clone(),
             strategies: draw.strategies.clone(),
             policies: draw.policies.clone(),
+            balancing: draw.balancing.clone(),
             phase: draw.phase,
             routes,
             power: &self.list.power,
@@ -79,8 +82,8 @@ impl Bed {
     }
 }
 
-fn routes(skewed: bool) -> impl Fn(&ResolvedLayer) -> Result<space::Steps, String> + Sync {
-    move |layer: &ResolvedLayer| {
+fn routes(skewed: bool) -> impl Fn(usize, &ResolvedLayer) -> Result<Steps, String> + Sync {
+    move |recorded, layer: &ResolvedLayer| {
         if !skewed {
             return Ok(vec![None]);
         }
@@ -92,12 +95,24 @@ fn routes(skewed: bool) -> impl Fn(&ResolvedLayer) -> Result<space::Steps, Strin
         };
         let spec: RoutingSpec = "zipf:1.1,drift=0.2".parse().unwrap();
         let step = |index| {
-            spec.generate(&shape, 7, index, 0)
+            spec.generate(&shape, 7, index, recorded as u32)
                 .map(|step| Some(Arc::new(step)))
         };
         (0..2)
             .map(|index| step(index).map_err(|error| error.to_string()))
             .collect()
+    }
+}
+
+fn eplb() -> Balancing {
+    Balancing {
+        policy: "eplb".into(),
+        extra_slots: 1,
+        expert_groups: None,
+        schedule: Schedule {
+            every: 1,
+            drift: None,
+        },
     }
 }
 
@@ -123,13 +138,14 @@ fn draws() -> impl Strategy2<Value = Draw> {
         some_of(&[DType::Fp16, DType::Tf32]),
         some_of(&[0usize, 1, 2]),
         some_of(&[Policy::Static, Policy::Dictionary, Policy::Oracle]),
+        prop::sample::select(vec![Vec::new(), vec![eplb()]]),
     );
     let limit = || prop::option::weighted(0.4, 0.05f64..2.0);
     let limits = [limit(), limit(), limit(), limit(), limit()];
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), 1usize..=2);
     (layer, choices, limits, flags).prop_map(|(layer, choices, limits, flags)| {
         let (tokens_per_step, model_dim, hidden_dim, experts) = layer;
-        let (gpus, capacity, top_k, dtypes, kinds, policies) = choices;
+        let (gpus, capacity, top_k, dtypes, kinds, policies, balancing) = choices;
         let (skewed, forward, in_all, sites) = flags;
         let strategy = |kind: usize| match kind {
             0 => Strategy::tutel(),
@@ -163,6 +179,7 @@ fn draws() -> impl Strategy2<Value = Draw> {
             dtypes,
             strategies: kinds.into_iter().map(strategy).collect(),
             policies,
+            balancing: if skewed { balancing } else { Vec::new() },
             phase: if forward {
                 Phase::Forward
             } else {
@@ -263,7 +280,7 @@ proptest! {
         let space = bed.space(&draw, &routes);
         for world in space.worlds().into_iter().flatten() {
             let scenario: Scenario<'_> = space.scenario(&world);
-            let steps = routes(&world.layer).unwrap();
+            let steps = routes(0, &world.layer).unwrap();
             for strategy in &draw.strategies {
                 for plan in candidates(strategy, &world.layer).unwrap() {
                     for step in &steps {
@@ -321,6 +338,7 @@ fn what_cannot_be_done_names_the_nearest_plan() {
         dtypes: vec![DType::Tf32],
         strategies: vec![Strategy::tutel()],
         policies: vec![Policy::Static],
+        balancing: Vec::new(),
         phase: Phase::Training,
         skewed: false,
         limits: [None; 5],

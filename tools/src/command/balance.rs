@@ -7,13 +7,14 @@ use crate::output::comparison;
 use crate::output::numbers::{count, three, time, times};
 use crate::output::table::{Grid, paragraph};
 use crate::play::{refused, scenario};
+use crate::resolve::balancing::balancing;
 use crate::resolve::{Given, MAX_DROPLESS_GPUS, Planned, Resolved};
 use crate::routing::shape_of;
 use crate::session::Session;
-use moeplan_sim::balance::{BalancedRun, BalancedStep, POLICIES, Schedule, named};
+use moeplan_sim::balance::{BalancedRun, BalancedStep, POLICIES};
 use moeplan_sim::compile::Plan;
 use moeplan_sim::policy::candidates;
-use moeplan_sim::spec::{Choice, Padding, Policy, Strategy};
+use moeplan_sim::spec::{Choice, Padding, Policy, SpecError, Strategy};
 use moeplan_sim::units::Time;
 use moeplan_traces::RoutingStep;
 use rayon::prelude::*;
@@ -61,7 +62,6 @@ pub fn run(
     session: &mut Session<'_>,
 ) -> Result<(Answer, Exit), Error> {
     let wanted = given.flags.balance.over(&given.file.balance);
-    let place = |field: &str| given.place(&["balance"], None, field);
     let gpus = resolved.layer(0).world_size;
     if gpus > MAX_DROPLESS_GPUS {
         let message = format!("expected at most {MAX_DROPLESS_GPUS} without padding, found {gpus}");
@@ -74,32 +74,11 @@ pub fn run(
             message,
         ));
     }
-    let every = wanted.every.unwrap_or(4);
-    if every == 0 {
-        return Err(Error::input(place("every"), "expected at least 1, found 0"));
-    }
-    if let Some(drift) = wanted.drift.filter(|drift| !(0.0..=1.0).contains(drift)) {
-        let message = format!("expected 0 to 1, found {drift}");
-        return Err(Error::input(place("drift"), message));
-    }
-    let extra_slots = wanted.extra_slots.unwrap_or(1);
-    if !(1..=64).contains(&extra_slots) {
-        let message = format!("expected 1 to 64, found {extra_slots}");
-        return Err(Error::input(place("extra-slots"), message));
-    }
-    let nodes = (gpus / resolved.gpus_per_node) as usize;
-    let groups = wanted.expert_groups.unwrap_or(nodes);
-    let names: Vec<&str> = match wanted.balance.is_empty() {
-        true => POLICIES.to_vec(),
-        false => wanted.balance.iter().map(String::as_str).collect(),
+    let names = match wanted.balance.is_empty() {
+        true => POLICIES.iter().map(|name| (*name).to_owned()).collect(),
+        false => wanted.balance.clone(),
     };
-    let mut policies = Vec::new();
-    for name in names {
-        policies.push(named(name, extra_slots, groups).ok_or_else(|| {
-            let message = format!("expected {}, found `{name}`", POLICIES.join(", "));
-            Error::input(place("balance"), message)
-        })?);
-    }
+    let policies = balancing(given, &names, ("balance", "balance"))?;
     let model = resolved.model()?;
     let scenario = scenario(resolved, &*model);
     let strategy = &resolved.strategies[0].strategy;
@@ -115,23 +94,24 @@ pub fn run(
     };
     let adaptive = candidates(&adaptive, scenario.layer).map_err(|error| refused(&error))?;
     let routing = session.on_threads(|| all_steps(resolved))??;
-    let schedule = Schedule {
-        every,
-        drift: wanted.drift,
-    };
+    let policies: Vec<_> = policies
+        .iter()
+        .map(|policy| Ok((policy.balancer(&scenario)?, policy.schedule)))
+        .collect::<Result<_, SpecError>>()
+        .map_err(|error| refused(&error))?;
     let jobs: Vec<_> = policies
         .iter()
         .flat_map(|policy| [(policy, false), (policy, true)])
         .collect();
     let rows = session.on_threads(|| {
         jobs.par_iter()
-            .map(|(policy, adapts)| {
+            .map(|((policy, schedule), adapts)| {
                 let plans = if *adapts {
                     adaptive.clone()
                 } else {
                     vec![fixed]
                 };
-                let mut run = BalancedRun::new(scenario, &***policy, schedule, plans)?;
+                let mut run = BalancedRun::new(scenario, &**policy, *schedule, plans)?;
                 let steps = routing.iter().map(|step| run.step(step));
                 Ok(Row {
                     policy: policy.name(),
@@ -139,7 +119,7 @@ pub fn run(
                     steps: steps.collect::<Result<_, _>>()?,
                 })
             })
-            .collect::<Result<Vec<Row>, moeplan_sim::spec::SpecError>>()
+            .collect::<Result<Vec<Row>, SpecError>>()
     })?;
     let rows = rows.map_err(|error| refused(&error))?;
     let first = mean(&rows[0], BalancedStep::time);
@@ -157,7 +137,7 @@ pub fn run(
         seed: resolved.seed,
         body,
         rows: "runs",
-        text: text(resolved, &rows, first, every),
+        text: text(resolved, &rows, first, policies[0].1.every),
     };
     Ok((answer, Exit::Done))
 }

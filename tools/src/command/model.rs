@@ -8,16 +8,30 @@ use crate::output::{Answer, MARKS};
 use crate::resolve::{
     self, Given, MAX_GPUS, Planned, cluster, gpus_only, gpus_per_node, strategies,
 };
+use crate::routing::{Kept, RoutingSource};
 use crate::session::Session;
 use crate::settings::ModelSettings;
 use moeplan_sim::cost::model_of;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::model::{ModelRun, ModelSpec, ModelStep, Unit, Variant, published, step};
-use moeplan_sim::spec::{Phase, Strategy};
+use moeplan_sim::model::{
+    ModelRouting, ModelRun, ModelSpec, ModelStep, MoeGroups, Unit, Variant, published, steps,
+};
+use moeplan_sim::spec::{Phase, SpecError, Strategy};
+use moeplan_sim::units::Time;
 use serde_json::{Map, Value, json};
 
 /// GPUs where nothing is said: those of Table 12.
 const DEFAULT_GPUS: u64 = 32;
+
+/// What came of the steps of one variant.
+struct Ran {
+    /// Their mean.
+    mean: ModelStep,
+    /// Time of the slowest but a twentieth.
+    p95: Time,
+    /// How many they are.
+    steps: usize,
+}
 
 /// Runs the model under every strategy.
 ///
@@ -52,23 +66,30 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         phase,
         shard_states: settings.shard_states,
     };
-    let steps = session.on_threads(|| {
-        variants
-            .iter()
-            .map(|variant| step(&run, variant))
-            .collect::<Result<Vec<_>, _>>()
-    })?;
-    let steps = steps.map_err(|error| {
+    let refused = |error: SpecError| {
         let message = format!("expected {}, found {}", error.expected, error.found);
-        Error::input(
-            given.place(&["model", "cluster"], None, error.field),
-            message,
-        )
+        let place = given.place(&["model", "cluster"], None, error.field);
+        Error::input(place, message)
+    };
+    let dense_alone = variants == [Variant::Dense];
+    let (source, routing) = match dense_alone {
+        true => (None, ModelRouting::balanced(&model)),
+        false => routing(&given, &run, &refused)?,
+    };
+    let ran = session.on_threads(|| {
+        let ran = variants.iter().map(|variant| {
+            let steps = steps(&run, variant, &routing)?;
+            Ran::new(&steps).ok_or_else(|| SpecError::new("steps", "at least one", 0))
+        });
+        ran.collect::<Result<Vec<_>, _>>()
     })?;
-    let rows: Vec<(&Variant, &ModelStep)> = variants.iter().zip(&steps).collect();
+    let ran = ran.map_err(refused)?;
+    let rows: Vec<(&Variant, &Ran)> = variants.iter().zip(&ran).collect();
     let mut body = Map::new();
     body.insert("model".into(), about(&model));
-    let runs = rows.iter().map(|(variant, step)| row(&run, variant, step));
+    let described = source.as_ref().map(RoutingSource::describe);
+    body.insert("routing".into(), json!(described));
+    let runs = rows.iter().map(|(variant, ran)| row(&run, variant, ran));
     body.insert("runs".into(), runs.collect());
     let shown = ModelSettings {
         preset: Some(model.name.clone()),
@@ -88,6 +109,7 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         settings: json!({
             "model": to_json(&shown)?,
             "cluster": { "preset": cluster_name, "gpus": gpus, "gpus-per-node": per_node },
+            "routing": to_json(&source.as_ref().map(|source| &source.settings))?,
             "phase": phase.name(),
             "strategy": rows.iter().map(|(variant, _)| variant.name()).collect::<Vec<_>>(),
             "hardware": to_json(&hardware)?,
@@ -95,9 +117,9 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         seed: given.seed(),
         body,
         rows: "runs",
-        text: text(&run, &rows),
+        text: text(&run, &rows, described.as_deref()),
     };
-    let fits = steps.iter().any(|step| step.fits);
+    let fits = ran.iter().any(|ran| ran.mean.fits);
     Ok((
         answer,
         if fits {
@@ -106,6 +128,40 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
             Exit::NoFeasiblePlan
         },
     ))
+}
+
+impl Ran {
+    fn new(steps: &[ModelStep]) -> Option<Ran> {
+        let mut times: Vec<Time> = steps.iter().map(|step| step.time).collect();
+        times.sort_unstable();
+        Some(Ran {
+            mean: ModelStep::mean(steps)?,
+            p95: times[(times.len() * 95).div_ceil(100).max(1) - 1],
+            steps: steps.len(),
+        })
+    }
+}
+
+/// Where the tokens of the model's MoE layers go, if it has any.
+fn routing(
+    given: &Given,
+    run: &ModelRun<'_>,
+    refused: &dyn Fn(SpecError) -> Error,
+) -> Result<(Option<RoutingSource>, ModelRouting), Error> {
+    let settings = resolve::routing(given);
+    let groups = MoeGroups::new(run.model, 1);
+    let layers = run.layers(&groups).map_err(refused)?;
+    let Some(first) = layers.first() else {
+        return Ok((None, ModelRouting::balanced(run.model)));
+    };
+    let place = |field: &str| given.place(&["routing"], None, field);
+    let source = RoutingSource::of_model(&settings, first, given.seed(), &Kept::default(), &place)?;
+    let groups = MoeGroups::new(run.model, source.layers());
+    let layers = run.layers(&groups).map_err(refused)?;
+    let steps = groups.iter().zip(&layers);
+    let steps = steps.map(|(group, layer)| source.of_layer(group.recorded, layer)?.steps());
+    let steps = steps.collect::<Result<_, Error>>()?;
+    Ok((Some(source), ModelRouting { groups, steps }))
 }
 
 /// Strategies in order; `dense` is one of a model only.
@@ -165,7 +221,8 @@ fn about(model: &ModelSpec) -> Value {
     })
 }
 
-fn row(run: &ModelRun<'_>, variant: &Variant, step: &ModelStep) -> Value {
+fn row(run: &ModelRun<'_>, variant: &Variant, ran: &Ran) -> Value {
+    let step = &ran.mean;
     let mut stages = Map::new();
     let mut provenance = Map::new();
     for stage in &step.stages {
@@ -181,7 +238,9 @@ fn row(run: &ModelRun<'_>, variant: &Variant, step: &ModelStep) -> Value {
         "strategy": variant.name(),
         "gpus": run.gpus,
         "batch_per_gpu": run.batch,
+        "steps": ran.steps,
         "step_time_ns": step.time.as_ns(),
+        "step_time_p95_ns": ran.p95.as_ns(),
         format!("{rate}_per_gpu"): step.rate_per_gpu,
         rate: step.rate_per_gpu * run.gpus as f64,
         "stages_ns": stages,
@@ -196,6 +255,8 @@ fn row(run: &ModelRun<'_>, variant: &Variant, step: &ModelStep) -> Value {
             "reserved_bytes": memory.reserved,
         },
         "fits": step.fits,
+        "capacity_factor": step.drops.capacity_factor,
+        "dropped_fraction": step.drops.fraction,
         "flops_per_gpu": step.flops_per_gpu,
         "mfu": step.mfu,
         "plans": step.plans.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -203,25 +264,33 @@ fn row(run: &ModelRun<'_>, variant: &Variant, step: &ModelStep) -> Value {
     })
 }
 
-fn text(run: &ModelRun<'_>, rows: &[(&Variant, &ModelStep)]) -> String {
+fn text(run: &ModelRun<'_>, rows: &[(&Variant, &Ran)], routing: Option<&str>) -> String {
     let (model, hardware) = (run.model, run.hardware);
     let mut text = heading(run, hardware);
+    if let Some(routing) = routing {
+        text += &paragraph(&format!("routing: {routing}"), 2);
+    }
     text.push('\n');
     let header = std::iter::once(String::new());
     let mut grid = Grid::new(header.chain(rows.iter().map(|(v, _)| v.name().to_owned())));
-    let mut line = |title: &str, cell: &dyn Fn(&ModelStep) -> String| {
-        let cells = rows.iter().map(|(_, step)| cell(step));
+    let mut line = |title: &str, cell: &dyn Fn(&Ran) -> String| {
+        let cells = rows.iter().map(|(_, ran)| cell(ran));
         grid.row(std::iter::once(title.to_owned()).chain(cells));
     };
     let unit = model.unit.name();
-    line("step", &|step| time(step.time.as_ns()));
-    line(&format!("{unit}/s a GPU"), &|step| three(step.rate_per_gpu));
-    line(&format!("{unit}/s in all"), &|step| {
-        count((step.rate_per_gpu * run.gpus as f64).round() as u64)
+    line("step", &|ran| time(ran.mean.time.as_ns()));
+    if rows.iter().any(|(_, ran)| ran.steps > 1) {
+        line("  95th percentile", &|ran| time(ran.p95.as_ns()));
+    }
+    line(&format!("{unit}/s a GPU"), &|ran| {
+        three(ran.mean.rate_per_gpu)
+    });
+    line(&format!("{unit}/s in all"), &|ran| {
+        count((ran.mean.rate_per_gpu * run.gpus as f64).round() as u64)
     });
     let mut stages = Vec::new();
-    for (_, step) in rows {
-        for stage in &step.stages {
+    for (_, ran) in rows {
+        for stage in &ran.mean.stages {
             if !stages.contains(&stage.stage) {
                 stages.push(stage.stage);
             }
@@ -230,8 +299,8 @@ fn text(run: &ModelRun<'_>, rows: &[(&Variant, &ModelStep)]) -> String {
     stages.sort();
     for stage in stages {
         let title = format!("  {}", stage.name().replace('_', "-"));
-        line(&title, &|step| {
-            let found = step.stages.iter().find(|found| found.stage == stage);
+        line(&title, &|ran| {
+            let found = ran.mean.stages.iter().find(|found| found.stage == stage);
             found.map_or("-".into(), |found| {
                 let name = found.provenance.to_string();
                 let mark = MARKS.iter().find(|(known, ..)| *known == name);
@@ -240,25 +309,31 @@ fn text(run: &ModelRun<'_>, rows: &[(&Variant, &ModelStep)]) -> String {
             })
         });
     }
-    line("exposed communication", &|step| {
-        time(step.exposed_communication.as_ns())
+    line("exposed communication", &|ran| {
+        time(ran.mean.exposed_communication.as_ns())
     });
-    line("lost to scale (fitted)", &|step| {
-        time(step.scaling_loss.as_ns())
+    line("lost to scale (fitted)", &|ran| {
+        time(ran.mean.scaling_loss.as_ns())
     });
-    line("memory a GPU", &|step| bytes(step.memory.total()));
-    line("  parameters", &|step| bytes(step.memory.parameters));
-    line("  gradients", &|step| bytes(step.memory.gradients));
-    line("  optimizer states", &|step| bytes(step.memory.optimizer));
-    line("  activations", &|step| bytes(step.memory.activations));
-    line("  software", &|step| bytes(step.memory.reserved));
-    line("fits", &|step| if step.fits { "yes" } else { "no" }.into());
-    line("MFU", &|step| percent(step.mfu));
+    line("memory a GPU", &|ran| bytes(ran.mean.memory.total()));
+    line("  parameters", &|ran| bytes(ran.mean.memory.parameters));
+    line("  gradients", &|ran| bytes(ran.mean.memory.gradients));
+    line("  optimizer states", &|ran| {
+        bytes(ran.mean.memory.optimizer)
+    });
+    line("  activations", &|ran| bytes(ran.mean.memory.activations));
+    line("  software", &|ran| bytes(ran.mean.memory.reserved));
+    line("fits", &|ran| {
+        if ran.mean.fits { "yes" } else { "no" }.into()
+    });
+    line("tokens dropped", &|ran| percent(ran.mean.drops.fraction));
+    line("MFU", &|ran| percent(ran.mean.mfu));
     text += &grid.render(16);
     text.push('\n');
-    for (variant, step) in rows {
-        if !step.plans.is_empty() {
-            let plans: Vec<String> = step.plans.iter().map(ToString::to_string).collect();
+    for (variant, ran) in rows {
+        if !ran.mean.plans.is_empty() {
+            let mut plans: Vec<String> = ran.mean.plans.iter().map(ToString::to_string).collect();
+            plans.dedup();
             text += &paragraph(
                 &format!("{}: MoE layers run {}", variant.name(), plans.join("; ")),
                 2,
@@ -269,14 +344,14 @@ fn text(run: &ModelRun<'_>, rows: &[(&Variant, &ModelStep)]) -> String {
         .iter()
         .filter(|(name, ..)| {
             rows.iter()
-                .flat_map(|(_, step)| &step.stages)
+                .flat_map(|(_, ran)| &ran.mean.stages)
                 .any(|stage| stage.provenance.to_string() == *name)
         })
         .map(|(_, mark, meaning)| format!("{mark} {meaning}"))
         .collect();
     text += &paragraph(&format!("prices: {}", used.join("; ")), 2);
     text += &paragraph(
-        "stages that overlap both count; MFU is of the fitted tensor-core peak; routing is balanced",
+        "stages that overlap both count; MFU is of the fitted tensor-core peak",
         2,
     );
     text += &facts(model);

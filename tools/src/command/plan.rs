@@ -41,7 +41,9 @@ pub struct PlanRow {
     pub padding: &'static str,
     /// Who decides.
     pub policy: &'static str,
-    /// r; of the slowest step where a policy decides.
+    /// Who moves experts.
+    pub balancing: String,
+    /// r; of the slowest step (and of a model the first MoE layer) where a policy decides.
     pub adaptive_r: u64,
     /// d.
     pub pipeline_degree: u64,
@@ -104,6 +106,8 @@ pub struct LimitingRow {
 pub struct Findings {
     /// Which plan is recommended.
     pub goal: Goal,
+    /// Where tokens go under the recommended plan, or the nearest.
+    pub routing: String,
     /// How many ways there are.
     pub candidates: usize,
     /// How many of them were simulated; bounds left out the others.
@@ -147,7 +151,10 @@ pub struct RefusedRow {
 /// Settings that cannot be used.
 pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), Error> {
     let asked = asked(given)?;
-    let routes = |layer: &ResolvedLayer| asked.routes(layer).map_err(|error| error.to_string());
+    let routes = |recorded: usize, layer: &ResolvedLayer| {
+        let routes = asked.routes(recorded, layer);
+        routes.map_err(|error| error.to_string())
+    };
     let space = asked.space(&routes);
     let pruning = match asked.study.plan.exhaustive {
         true => Pruning::Off,
@@ -162,7 +169,7 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
         let message = format!("no number of GPUs can run the layer: {}", refused.reason);
         return Err(Error::input(crate::error::Place::default(), message));
     }
-    let findings = session.on_threads(|| findings(&asked, &space, &outcome))?;
+    let findings = session.on_threads(|| findings(&asked, &space, &outcome))??;
     if session.output.verbose {
         session.note(&format!(
             "search {searched:.1?}, with reasons {:.1?}",
@@ -200,13 +207,19 @@ pub fn run(given: &Given, session: &mut Session<'_>) -> Result<(Answer, Exit), E
     Ok((answer, exit))
 }
 
-fn findings(asked: &Asked, space: &Space<'_>, outcome: &Outcome) -> Findings {
+fn findings(asked: &Asked, space: &Space<'_>, outcome: &Outcome) -> Result<Findings, Error> {
     let goal = asked.limits.goal();
     let row = |plan: &Evaluated| plan_row(asked, space, plan, outcome.world(plan));
     let at = |index: Option<usize>| index.map(|index| row(&outcome.evaluated[index]));
     let winner = outcome.winner(goal);
+    let nearest = || outcome.nearest.map(|index| &outcome.evaluated[index]);
+    let routing = match winner.or_else(nearest) {
+        Some(shown) => asked.routing_of(&outcome.world(shown).layer)?,
+        None => String::new(),
+    };
     let mut found = Findings {
         goal,
+        routing,
         candidates: outcome.candidates,
         simulated: outcome.evaluated.len(),
         recommended: winner.map(row),
@@ -233,7 +246,7 @@ fn findings(asked: &Asked, space: &Space<'_>, outcome: &Outcome) -> Findings {
             .collect(),
     };
     let Some(winner) = winner else {
-        return found;
+        return Ok(found);
     };
     let world = outcome.world(winner);
     found.neighbours = neighbours(space, &asked.limits, outcome, winner)
@@ -241,7 +254,7 @@ fn findings(asked: &Asked, space: &Space<'_>, outcome: &Outcome) -> Findings {
         .map(|neighbour| neighbour_row(asked, space, neighbour, winner, goal))
         .collect();
     if let Some(Limiting { shares, straggling }) =
-        limiting(space, world, &winner.candidate, winner.figures.plan)
+        limiting(space, world, &winner.candidate, &winner.figures.plans)
     {
         let of = |share: &moeplan_sim::planner::Share| LimitingRow {
             limit: share.limit.name(),
@@ -255,7 +268,7 @@ fn findings(asked: &Asked, space: &Space<'_>, outcome: &Outcome) -> Findings {
     if !asked.own_gemm_table {
         found.sensitivities = sensitivities(space, world, winner);
     }
-    found
+    Ok(found)
 }
 
 fn plan_row(
@@ -267,7 +280,7 @@ fn plan_row(
     let (figures, candidate) = (&plan.figures, &plan.candidate);
     let strategy = &space.strategies[candidate.strategy];
     let spec = &world.layer.spec;
-    let chosen = figures.plan;
+    let chosen = figures.plans[0];
     PlanRow {
         cluster: asked.clusters[world.site].hardware.name.clone(),
         gpus: world.gpus,
@@ -282,6 +295,10 @@ fn plan_row(
         policy: match candidate.decision {
             Decision::Always(_) => "static",
             Decision::Adapts(policy) => policy.name(),
+        },
+        balancing: match candidate.balancing {
+            None => "static".to_owned(),
+            Some(index) => space.balancing[index].policy.clone(),
         },
         adaptive_r: chosen.adaptive_r,
         pipeline_degree: chosen.forward_degree,

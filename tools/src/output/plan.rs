@@ -163,7 +163,14 @@ pub fn more(share: f64, worse: &str, better: &str) -> String {
 
 fn strategy(row: &PlanRow) -> String {
     let a2a = row.all_to_all.unwrap_or("no all-to-all");
-    format!("r={} d={} {a2a}", row.adaptive_r, row.pipeline_degree)
+    let placed = match row.balancing.as_str() {
+        "static" => String::new(),
+        policy => format!(" {policy}"),
+    };
+    format!(
+        "r={} d={} {a2a}{placed}",
+        row.adaptive_r, row.pipeline_degree
+    )
 }
 
 fn side_by_side(asked: &Asked, columns: &[(&str, &PlanRow)]) -> String {
@@ -182,6 +189,7 @@ fn side_by_side(asked: &Asked, columns: &[(&str, &PlanRow)]) -> String {
     line("  padding, policy".into(), &|row| {
         format!("{} {}", row.padding, row.policy)
     });
+    line("  experts placed by".into(), &|row| row.balancing.clone());
     line("number type, k".into(), &|row| {
         format!("{} top-{}", row.dtype, row.top_k)
     });
@@ -339,15 +347,16 @@ fn notes(asked: &Asked, found: &Findings) -> String {
     let what = match asked.model.as_ref().map(|model| model.spec.unit) {
         None => "time, tokens and money are of this one layer; where a model has more, they add up",
         Some(Unit::Tokens(_)) => {
-            "time, tokens and money are of the whole model; all its MoE layers run the same plan, on \
-             balanced routing"
+            "time, tokens and money are of the whole model; a static plan is that of all its MoE layers, an \
+             adaptive one decides each alone (shown: the first)"
         }
         Some(Unit::Images) => {
-            "time and money are of the whole model, tokens are its images; all its MoE layers run the same \
-             plan, on balanced routing"
+            "time and money are of the whole model, tokens are its images; a static plan is that of all its \
+             MoE layers, an adaptive one decides each alone (shown: the first)"
         }
     };
     text += &paragraph(what, 2);
+    text += &paragraph(&format!("routing: {}", found.routing), 2);
     if !found.refused.is_empty() {
         let sizes: Vec<String> = found
             .refused

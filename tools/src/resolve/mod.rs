@@ -1,5 +1,6 @@
 //! Flags over the study file over defaults, checked: what a command runs on.
 
+pub mod balancing;
 pub mod model;
 pub mod plan;
 mod strategies;
@@ -316,7 +317,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
 }
 
 /// The routing asked for; a file is named from where the program runs.
-fn routing(given: &Given) -> RoutingSettings {
+pub fn routing(given: &Given) -> RoutingSettings {
     let mut file = given.file.routing.clone();
     if let Some(trace) = &file.trace
         && !moeplan_traces::SHIPPED.contains(&trace.as_str())

@@ -1,10 +1,10 @@
 //! Whole models, by name or from a file.
 
-use super::{Given, routing};
+use super::Given;
 use crate::error::{Error, Place};
-use crate::settings::{LayerSettings, ModelSettings, PlanSettings, RoutingSettings, TopK};
+use crate::settings::{LayerSettings, ModelSettings, PlanSettings, TopK};
 use moeplan_sim::model::{ConfigError, ModelSpec, PRESETS, Unit, from_config, preset};
-use moeplan_sim::spec::{LayerSpec, Policy};
+use moeplan_sim::spec::LayerSpec;
 use std::path::Path;
 
 /// Tokens of a sequence where nothing is said.
@@ -23,7 +23,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// The first MoE layer of the model, whose plans are those of all.
+    /// The first MoE layer of the model, whose static plans are those of all.
     ///
     /// # Errors
     /// A model without MoE layers.
@@ -88,24 +88,10 @@ pub fn planned(given: &Given, plan: &PlanSettings) -> Result<Option<Model>, Erro
         ("layer", rest != LayerSettings::default()),
         ("try-dtype", !plan.try_dtype.is_empty()),
         ("try-top-k", !plan.try_top_k.is_empty()),
-        (
-            "try-policy",
-            plan.try_policy
-                .iter()
-                .any(|&policy| policy != Policy::Static),
-        ),
-        (
-            "policy",
-            given
-                .refine
-                .policy
-                .is_some_and(|policy| policy != Policy::Static),
-        ),
-        ("routing", routing(given) != RoutingSettings::default()),
     ];
     if let Some((field, _)) = of_layers.iter().find(|(_, set)| *set) {
-        let message = "expected a layer to go with it, found a whole model, whose MoE layers are its own, \
-                       all alike and on balanced routing";
+        let message =
+            "expected a layer to go with it, found a whole model, whose MoE layers are its own";
         return Err(Error::input(Place::flag(format!("--{field}")), message));
     }
     let top_k = match layer.top_k.as_ref().map(TopK::by_step) {

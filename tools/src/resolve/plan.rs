@@ -1,23 +1,23 @@
 //! What `plan` searches, from flags and the study file.
 
+use super::balancing::balancing;
 use super::model::{Model, planned};
-use super::{Given, complete_layer, gpus_only, layer, model, routing, strategies};
+use super::{Given, complete_layer, gpus_only, layer, model, strategies};
 use crate::economy::Prices;
 use crate::error::{Error, Place};
 use crate::resolve::{MAX_GPUS, Planned};
 use crate::routing::{Kept, RoutingSource};
-use crate::settings::{
-    Budget, LayerSettings, PlanSettings, RoutingSettings, StrategySettings, Study, TopK,
-};
+use crate::settings::{Budget, LayerSettings, PlanSettings, StrategySettings, Study, TopK};
+use moeplan_sim::balance::Balancing;
+use moeplan_sim::compile::Steps;
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::planner::space::{self, Steps, Whole};
+use moeplan_sim::planner::space::{self, Whole};
 use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts};
 use moeplan_sim::spec::{
     Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, Strategy,
 };
 use moeplan_sim::units::Time;
-use rayon::prelude::*;
 
 /// Most GPUs that are tried when nothing is said.
 const DEFAULT_MAX_GPUS: u64 = 64;
@@ -54,10 +54,11 @@ pub struct Asked {
     top_k: Vec<u32>,
     strategies: Vec<Strategy>,
     policies: Vec<Policy>,
+    balancing: Vec<Balancing>,
     /// Forward, or a training step.
     pub phase: Phase,
-    routing: RoutingSettings,
-    kept: Kept,
+    /// Where tokens go, for the first size of the first MoE layer.
+    routing: RoutingSource,
 }
 
 impl Asked {
@@ -76,6 +77,7 @@ impl Asked {
             layer: self.layer.clone(),
             whole: self.model.as_ref().map(|model| Whole {
                 model: &model.spec,
+                recorded: self.routing.layers(),
                 batch: model.batch,
                 shard_states: model.shard_states,
             }),
@@ -85,35 +87,27 @@ impl Asked {
             capacity: or(&plan.try_capacity_factor, self.layer.capacity_factor),
             strategies: self.strategies.clone(),
             policies: self.policies.clone(),
+            balancing: self.balancing.clone(),
             phase: self.phase,
             routes,
             power: &self.prices.list().power,
         }
     }
 
-    /// The routing of a layer's steps.
+    /// Where the tokens of `layer` go, for people.
+    ///
+    /// # Errors
+    /// As [`Asked::routes`].
+    pub fn routing_of(&self, layer: &ResolvedLayer) -> Result<String, Error> {
+        Ok(self.routing.of_layer(0, layer)?.describe())
+    }
+
+    /// The routing of the steps of a layer that follows this recorded layer.
     ///
     /// # Errors
     /// Routing that cannot be drawn for this layer.
-    pub fn routes(&self, layer: &ResolvedLayer) -> Result<Steps, Error> {
-        let source = self.source(layer)?;
-        (0..source.len())
-            .into_par_iter()
-            .map(|index| source.step(index))
-            .collect()
-    }
-
-    /// Where the tokens of `layer` go.
-    ///
-    /// # Errors
-    /// No such trace, or one that this layer cannot replay.
-    pub fn source(&self, layer: &ResolvedLayer) -> Result<RoutingSource, Error> {
-        let place = |field: &str| Place {
-            field: Some(format!("routing.{field}")),
-            ..Place::default()
-        };
-        let layers = std::slice::from_ref(layer);
-        RoutingSource::new(&self.routing, layers, self.seed, &self.kept, &place)
+    pub fn routes(&self, recorded: usize, layer: &ResolvedLayer) -> Result<Steps, Error> {
+        self.routing.of_layer(recorded, layer)?.steps()
     }
 }
 
@@ -174,9 +168,13 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         }
         Some(all) => Tokens::InAll(all),
     };
-    let (strategies, refined) = templates(given, plan.try_dropless)?;
-    let routing = routing(given);
+    // Only where nothing is padded does it matter where experts sit.
+    let dropless = plan.try_dropless || !plan.try_balance.is_empty();
+    let (strategies, refined) = templates(given, dropless)?;
+    let balancing = balancing(given, &plan.try_balance, ("plan", "try-balance"))?;
     let seed = given.seed();
+    // Anything wrong with the routing itself is told before the search.
+    let routing = routing(given, &spec, model.is_some(), seed)?;
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
     let study = Study {
         seed: Some(seed),
@@ -188,7 +186,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         },
         model: model.as_ref().map(Model::settings).unwrap_or_default(),
         strategy: strategies.iter().map(StrategySettings::of).collect(),
-        routing: routing.clone(),
+        routing: routing.settings.clone(),
         plan: PlanSettings {
             cluster: clusters
                 .iter()
@@ -200,7 +198,7 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         },
         ..Study::default()
     };
-    let mut asked = Asked {
+    Ok(Asked {
         limits: limits(&plan),
         study,
         clusters,
@@ -213,13 +211,36 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         tokens,
         top_k: or(&plan.try_top_k, only),
         strategies,
-        policies: Vec::new(),
+        policies: policies(&plan, refined, routing.len()),
+        balancing,
         phase,
         routing,
-        kept: Kept::some(),
+    })
+}
+
+/// Where the tokens of the layer go, or those of a model's MoE layers, of which `spec` is the first.
+fn routing(
+    given: &Given,
+    spec: &LayerSpec,
+    of_model: bool,
+    seed: u64,
+) -> Result<RoutingSource, Error> {
+    let settings = super::routing(given);
+    let probe = LayerSpec {
+        experts: Experts::PerGpu(1.0),
+        top_k: 1,
+        ..spec.clone()
     };
-    asked.policies = policies(&asked, &plan, refined)?;
-    Ok(asked)
+    let layer = probe
+        .resolve(8)
+        .map_err(|error| crate::play::refused(&error))?;
+    let place = |field: &str| given.place(&["routing"], None, field);
+    let kept = Kept::some();
+    if of_model {
+        return RoutingSource::of_model(&settings, &layer, seed, &kept, &place);
+    }
+    let layers = std::slice::from_ref(&layer);
+    RoutingSource::new(&settings, layers, seed, &kept, &place)
 }
 
 fn check_limits(given: &Given, plan: &PlanSettings) -> Result<(), Error> {
@@ -378,22 +399,9 @@ fn templates(given: &Given, dropless: bool) -> Result<(Vec<Strategy>, Option<Pol
     Ok((kept, given.refine.policy))
 }
 
-fn policies(
-    asked: &Asked,
-    plan: &PlanSettings,
-    refined: Option<Policy>,
-) -> Result<Vec<Policy>, Error> {
-    // Anything wrong with the routing itself is told before the search.
-    let probe = LayerSpec {
-        experts: Experts::PerGpu(1.0),
-        top_k: 1,
-        ..asked.layer.clone()
-    };
-    let layer = probe
-        .resolve(8)
-        .map_err(|error| crate::play::refused(&error))?;
-    let steps = asked.source(&layer)?.len();
-    Ok(match (&plan.try_policy[..], refined) {
+/// Who decides: with one step there is nothing to adapt to.
+fn policies(plan: &PlanSettings, refined: Option<Policy>, steps: usize) -> Vec<Policy> {
+    match (&plan.try_policy[..], refined) {
         ([], Some(policy)) => vec![policy],
         ([], None) if steps > 1 => vec![Policy::Static, Policy::Dictionary],
         ([], None) => vec![Policy::Static],
@@ -403,5 +411,5 @@ fn policies(
             list.dedup();
             list
         }
-    })
+    }
 }

@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// experts each, or 500 at 256.
 const ROOM_BYTES: usize = 1 << 28;
 
-/// What a step is drawn from.
-pub(super) type StepKey = (RoutingSettings, Shape, u64, usize);
+/// What a step is drawn from: settings, shape, seed, layer and step.
+pub(super) type StepKey = (RoutingSettings, Shape, u64, usize, usize);
+
+/// What is read of a trace: settings, and whether all of its layers.
+pub(super) type TraceKey = (RoutingSettings, bool);
 
 /// Traces and steps by what they are made of. Clones share them; the default keeps nothing.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +23,7 @@ pub struct Kept(Option<Arc<Shelves>>);
 
 #[derive(Debug)]
 struct Shelves {
-    traces: Mutex<Shelf<RoutingSettings, Recorded>>,
+    traces: Mutex<Shelf<TraceKey, Vec<Recorded>>>,
     steps: Mutex<Shelf<StepKey, RoutingStep>>,
 }
 
@@ -33,15 +36,18 @@ impl Kept {
         })))
     }
 
-    /// The trace of `settings`, by `read` where it is not kept.
+    /// The layers of a trace, by `read` where they are not kept.
     pub(super) fn trace(
         &self,
-        settings: &RoutingSettings,
-        read: impl FnOnce() -> Result<Recorded, Error>,
-    ) -> Result<Arc<Recorded>, Error> {
+        key: impl FnOnce() -> TraceKey,
+        read: impl FnOnce() -> Result<Vec<Recorded>, Error>,
+    ) -> Result<Arc<Vec<Recorded>>, Error> {
         let shelf = self.0.as_ref().map(|shelves| &shelves.traces);
-        let bytes = |trace: &Recorded| trace.steps.iter().map(bytes_of).sum();
-        kept(shelf, || settings.clone(), read, bytes)
+        let bytes = |layers: &Vec<Recorded>| {
+            let steps = layers.iter().flat_map(|layer| &layer.steps);
+            steps.map(bytes_of).sum()
+        };
+        kept(shelf, key, read, bytes)
     }
 
     /// The step of `key`, by `draw` where it is not kept.

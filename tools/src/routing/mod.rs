@@ -2,15 +2,18 @@
 
 mod kept;
 mod open;
+mod recorded;
 
 pub use kept::Kept;
 pub use open::{Stream, open, open_file, open_files, stream};
 
 use crate::error::{Error, Place};
 use crate::settings::RoutingSettings;
+use moeplan_sim::compile::Steps;
 use moeplan_sim::spec::ResolvedLayer;
 use moeplan_traces::{RoutingSpec, RoutingStep, Shape};
-use std::collections::BTreeMap;
+use rayon::prelude::*;
+use recorded::{Recorded, recorded};
 use std::sync::Arc;
 
 /// What settings named `trace-ranks`, `trace-tokens`, ... say of files that leave it open. Two groups of
@@ -32,6 +35,9 @@ pub(crate) use import_options;
 /// Steps replayed when nothing is said: spread over the trace.
 const TRACE_STEPS: u64 = 16;
 
+/// Layers of made-up routing that are drawn for a model, whose MoE layers take them in turn.
+const MADE_UP_LAYERS: usize = 4;
+
 /// Most steps of one run.
 const MAX_STEPS: u64 = 1_000_000;
 
@@ -44,27 +50,25 @@ pub struct RoutingSource {
     /// Shapes of successive steps, in turn; they differ in k alone. None where routing is balanced.
     shapes: Vec<Shape>,
     kind: Kind,
+    /// Of the layers there are, which one is replayed.
+    layer: usize,
     kept: Kept,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Balanced { steps: u64 },
-    Gates { steps: u64 },
-    Made { spec: RoutingSpec, steps: u64 },
-    Recorded(Arc<Recorded>),
-}
-
-/// Steps of one layer of a trace.
-#[derive(Debug)]
-struct Recorded {
-    layer: u32,
-    /// Steps there are in the trace.
-    recorded: usize,
-    /// What was left out of what is in the file.
-    reduced: Vec<String>,
-    /// Those that are replayed.
-    steps: Vec<RoutingStep>,
+    Balanced {
+        steps: u64,
+    },
+    Gates {
+        steps: u64,
+    },
+    Made {
+        spec: RoutingSpec,
+        steps: u64,
+        layers: usize,
+    },
+    Recorded(Arc<Vec<Recorded>>),
 }
 
 impl RoutingSource {
@@ -78,6 +82,32 @@ impl RoutingSource {
         settings: &RoutingSettings,
         layers: &[ResolvedLayer],
         seed: u64,
+        kept: &Kept,
+        place: &dyn Fn(&str) -> Place,
+    ) -> Result<RoutingSource, Error> {
+        RoutingSource::open(settings, layers, (seed, false), kept, place)
+    }
+
+    /// The same for a model: all recorded layers, of which its MoE layers follow one each, unless the settings name
+    /// one. `layer` is the first MoE layer.
+    ///
+    /// # Errors
+    /// As [`RoutingSource::new`].
+    pub fn of_model(
+        settings: &RoutingSettings,
+        layer: &ResolvedLayer,
+        seed: u64,
+        kept: &Kept,
+        place: &dyn Fn(&str) -> Place,
+    ) -> Result<RoutingSource, Error> {
+        let layers = std::slice::from_ref(layer);
+        RoutingSource::open(settings, layers, (seed, true), kept, place)
+    }
+
+    fn open(
+        settings: &RoutingSettings,
+        layers: &[ResolvedLayer],
+        (seed, all): (u64, bool),
         kept: &Kept,
         place: &dyn Fn(&str) -> Place,
     ) -> Result<RoutingSource, Error> {
@@ -111,22 +141,27 @@ impl RoutingSource {
         }
         let kind = match (settings.trace.as_deref(), settings.routing.as_deref()) {
             (Some(name), _) => {
-                let read = || recorded(name, &settings, steps, place);
-                Kind::Recorded(kept.trace(&settings, read)?)
+                let read = || recorded(name, &settings, steps, all, place);
+                Kind::Recorded(kept.trace(|| (settings.clone(), all), read)?)
             }
             (None, None | Some("balanced")) => Kind::Balanced { steps },
             (None, Some(spec)) => Kind::Made {
                 spec: spec.parse()?,
                 steps,
+                layers: if all { MADE_UP_LAYERS } else { 1 },
             },
         };
         match &kind {
             Kind::Balanced { .. } => settings.routing = Some("balanced".into()),
             Kind::Gates { .. } | Kind::Made { .. } => {}
-            Kind::Recorded(trace) => settings.trace_layer = Some(trace.layer),
+            Kind::Recorded(trace) => {
+                if let [only] = &trace[..] {
+                    settings.trace_layer = Some(only.layer);
+                }
+            }
         }
         settings.steps = Some(match &kind {
-            Kind::Recorded(trace) => trace.steps.len() as u64,
+            Kind::Recorded(trace) => steps_of(trace) as u64,
             Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => steps,
         });
         let shapes = match &kind {
@@ -140,7 +175,29 @@ impl RoutingSource {
             seed,
             shapes,
             kind,
+            layer: 0,
             kept: kept.clone(),
+        })
+    }
+
+    /// Layers there are to follow: one, but for a model.
+    pub fn layers(&self) -> usize {
+        match &self.kind {
+            Kind::Balanced { .. } | Kind::Gates { .. } => 1,
+            Kind::Made { layers, .. } => *layers,
+            Kind::Recorded(trace) => trace.len(),
+        }
+    }
+
+    /// The routing of a model's MoE layer that follows number `index` of [`RoutingSource::layers`].
+    ///
+    /// # Errors
+    /// A layer whose routing does not fit in memory.
+    pub fn of_layer(&self, index: usize, layer: &ResolvedLayer) -> Result<RoutingSource, Error> {
+        let reshaped = self.reshaped(std::slice::from_ref(layer))?;
+        Ok(RoutingSource {
+            layer: index % self.layers(),
+            ..reshaped
         })
     }
 
@@ -194,7 +251,7 @@ impl RoutingSource {
             Kind::Balanced { steps } | Kind::Gates { steps } | Kind::Made { steps, .. } => {
                 *steps as usize
             }
-            Kind::Recorded(trace) => trace.steps.len(),
+            Kind::Recorded(trace) => steps_of(trace),
         }
     }
 
@@ -211,17 +268,27 @@ impl RoutingSource {
         let Some(shape) = self.shape(index) else {
             return Ok(None);
         };
-        let key = || (self.settings.clone(), *shape, self.seed, index);
+        let key = || (self.settings.clone(), *shape, self.seed, self.layer, index);
         let step = match &self.kind {
             Kind::Balanced { .. } | Kind::Gates { .. } => return Ok(None),
             Kind::Made { spec, .. } => self.kept.step(key, || {
-                Ok(spec.generate(shape, self.seed, index as u64, 0)?)
+                Ok(spec.generate(shape, self.seed, index as u64, self.layer as u32)?)
             })?,
-            Kind::Recorded(trace) => self
-                .kept
-                .step(key, || Ok(trace.steps[index].resample(shape, self.seed)?))?,
+            Kind::Recorded(trace) => self.kept.step(key, || {
+                let recorded = &trace[self.layer].steps[index];
+                Ok(recorded.resample(shape, self.seed)?)
+            })?,
         };
         Ok(Some(step))
+    }
+
+    /// The routing of all steps.
+    ///
+    /// # Errors
+    /// A shape that cannot be drawn.
+    pub fn steps(&self) -> Result<Steps, Error> {
+        let steps = (0..self.len()).into_par_iter();
+        steps.map(|index| self.step(index)).collect()
     }
 
     fn shape(&self, index: usize) -> Option<&Shape> {
@@ -232,7 +299,7 @@ impl RoutingSource {
     pub fn label(&self, index: usize) -> u64 {
         match &self.kind {
             Kind::Balanced { .. } | Kind::Gates { .. } | Kind::Made { .. } => index as u64,
-            Kind::Recorded(trace) => trace.steps[index].step(),
+            Kind::Recorded(trace) => trace[self.layer].steps[index].step(),
         }
     }
 
@@ -253,24 +320,36 @@ impl RoutingSource {
                 self.seed,
                 of(*steps)
             ),
-            Kind::Made { spec, steps } => {
-                format!("made up: {spec}, seed {}; {}", self.seed, of(*steps))
+            Kind::Made {
+                spec,
+                steps,
+                layers,
+            } => {
+                let layers = match layers {
+                    1 => String::new(),
+                    n => format!(", {n} draws a step that MoE layers follow in turn"),
+                };
+                let steps = of(*steps);
+                format!("made up: {spec}, seed {}; {steps}{layers}", self.seed)
             }
-            Kind::Recorded(recorded) => {
+            Kind::Recorded(layers) => {
                 let Recorded {
                     layer,
                     recorded,
                     reduced,
                     steps,
-                } = &**recorded;
+                } = &layers[self.layer];
                 let (Some(shape), Some(first)) = (self.shape(0), steps.first()) else {
                     return String::new();
                 };
                 let trace = self.settings.trace.as_deref().unwrap_or_default();
-                let mut what = format!(
-                    "trace {trace}, MoE layer {layer}, {} of {recorded} recorded steps",
-                    steps.len()
-                );
+                let which = match layers.len() {
+                    1 => format!("MoE layer {layer}"),
+                    n => format!("all {n} recorded MoE layers in turn"),
+                };
+                let steps = steps_of(layers);
+                let mut what =
+                    format!("trace {trace}, {which}, {steps} of {recorded} recorded steps");
                 if !reduced.is_empty() {
                     what += &format!(" ({})", reduced.join("; "));
                 }
@@ -307,7 +386,8 @@ impl RoutingSource {
         let Kind::Recorded(trace) = &self.kind else {
             return false;
         };
-        let recorded = trace.steps.first().and_then(RoutingStep::shape);
+        let steps = &trace[self.layer].steps;
+        let recorded = steps.first().and_then(RoutingStep::shape);
         self.shapes.iter().all(|shape| recorded == Some(*shape))
     }
 }
@@ -339,57 +419,8 @@ pub fn shape_of(layer: &ResolvedLayer) -> Result<Shape, Error> {
     Ok(shape)
 }
 
-fn recorded(
-    name: &str,
-    settings: &RoutingSettings,
-    steps: u64,
-    place: &dyn Fn(&str) -> Place,
-) -> Result<Recorded, Error> {
-    let options = import_options!(settings);
-    // A trace may be larger than the memory: it is read once to know its steps, and again for
-    // those that are replayed.
-    let mut recorded: BTreeMap<u32, usize> = BTreeMap::new();
-    let mut first = stream(name, &options, place("trace"))?;
-    for step in first.by_ref() {
-        *recorded.entry(step?.layer()).or_default() += 1;
-    }
-    let reduced = first.reduced();
-    let layer = match (settings.trace_layer, recorded.keys().next()) {
-        (Some(layer), _) if recorded.contains_key(&layer) => layer,
-        (Some(layer), _) => {
-            let known: Vec<String> = recorded.keys().map(ToString::to_string).collect();
-            let message = format!(
-                "expected a recorded layer ({}), found {layer}",
-                known.join(", ")
-            );
-            return Err(Error::input(place("trace-layer"), message));
-        }
-        (None, Some(first)) => *first,
-        (None, None) => {
-            return Err(Error::input(
-                Place::file(name),
-                "expected at least one step, found none",
-            ));
-        }
-    };
-    let recorded = recorded[&layer];
-    let wanted = usize::try_from(steps).unwrap_or(usize::MAX).min(recorded);
-    // Spread from the first to the last; one step is the first.
-    let kept: Vec<usize> = (0..wanted)
-        .map(|index| index * (recorded - 1) / (wanted - 1).max(1))
-        .collect();
-    let last = kept.last().copied().unwrap_or(0);
-    let steps = stream(name, &options, place("trace"))?
-        .filter(|step| step.as_ref().map_or(true, |step| step.layer() == layer))
-        .take(last + 1)
-        .enumerate()
-        .filter(|(index, step)| step.is_err() || kept.binary_search(index).is_ok())
-        .map(|(_, step)| step)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Recorded {
-        layer,
-        recorded,
-        reduced,
-        steps,
-    })
+/// Steps that every layer has.
+fn steps_of(layers: &[Recorded]) -> usize {
+    let steps = layers.iter().map(|layer| layer.steps.len());
+    steps.min().unwrap_or(0)
 }

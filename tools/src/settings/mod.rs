@@ -304,7 +304,7 @@ pub struct RoutingSettings {
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "routing")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
-    /// Recorded MoE layer to replay [default: the first]
+    /// Recorded MoE layer to replay [default: the first; for a whole model all, its MoE layers in turn]
     #[arg(long, value_name = "I", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_layer: Option<u32>,

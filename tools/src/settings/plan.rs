@@ -194,6 +194,16 @@ pub struct PlanSettings {
     #[arg(long, help_heading = "Search")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub try_dropless: bool,
+    /// Who may move and copy experts from step to step, in dropless plans: eplb, eplb-hierarchical, shadowing,
+    /// affinity (`moeplan balance`; when they decide, `[balance]` of a study file says) [default: nobody]
+    #[arg(
+        long,
+        value_name = "POLICY[,POLICY...]",
+        value_delimiter = ',',
+        help_heading = "Search"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub try_balance: Vec<String>,
     /// Try everything, whatever the bounds say
     #[arg(long, hide_short_help = true, help_heading = "Search")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -228,6 +238,7 @@ impl PlanSettings {
             try_dtype: list(&self.try_dtype, &file.try_dtype),
             try_policy: list(&self.try_policy, &file.try_policy),
             try_dropless: self.try_dropless || file.try_dropless,
+            try_balance: list(&self.try_balance, &file.try_balance),
             exhaustive: self.exhaustive || file.exhaustive,
         }
     }
