@@ -10,7 +10,7 @@
 
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::hardware::{Framework, Hardware, builtin};
-use moeplan_sim::model::{ModelRun, Variant, preset, step};
+use moeplan_sim::model::{MemorySaving, ModelRun, Variant, preset, step};
 use moeplan_sim::spec::Phase;
 use std::error::Error;
 
@@ -76,7 +76,7 @@ fn rate(hardware: &Hardware, gpus: u64, phase: Phase) -> Result<f64, Box<dyn Err
         gpus_per_node: 8,
         batch: model.batch,
         phase,
-        shard_states: false,
+        saving: MemorySaving::default(),
     };
     Ok(step(&run, &Variant::Dense)?.rate_per_gpu)
 }

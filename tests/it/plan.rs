@@ -341,6 +341,18 @@ fn a_whole_model_that_fits_nowhere_is_told_so() {
 }
 
 #[test]
+fn what_would_make_a_model_fit_is_said_and_does() {
+    let args = "plan --model mixtral-8x7b --gpus 16 --batch 2 --strategy tutel --try-policy static";
+    let ran = moeplan(args);
+    assert_eq!(ran.exit, Exit::NoFeasiblePlan, "{}", ran.stderr);
+    let advice = "needs less memory with --shard-gradients and --recompute";
+    assert!(ran.stdout.contains(advice), "{}", ran.stdout);
+    let found = json(&format!("{args} --shard-gradients --recompute"));
+    assert_eq!(found["settings"]["model"]["recompute"], true);
+    assert!(number(&found["recommended"]["memory_bytes_per_gpu"]) < 80e9);
+}
+
+#[test]
 fn what_only_a_layer_has_does_not_go_with_a_model() {
     for (flags, blamed) in [
         ("--trace digitz", "--trace"),

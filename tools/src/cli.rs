@@ -268,6 +268,12 @@ pub struct PlanArgs {
     /// Keep 1/W of the optimizer's states of what all GPUs hold (ZeRO-1)
     #[arg(long, help_heading = "Model")]
     pub shard_states: bool,
+    /// Keep 1/W of their gradients besides (ZeRO-2)
+    #[arg(long, help_heading = "Model")]
+    pub shard_gradients: bool,
+    /// Keep only what enters each transformer block, and run its forward pass again in the backward one
+    #[arg(long, help_heading = "Model")]
+    pub recompute: bool,
     /// The layer.
     #[command(flatten, next_help_heading = "Layer")]
     pub layer: LayerSettings,

@@ -252,6 +252,8 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 batch: args.batch,
                 sequence_length: args.sequence_length,
                 shard_states: args.shard_states,
+                shard_gradients: args.shard_gradients,
+                recompute: args.recompute,
                 ..ModelSettings::default()
             };
             given.refine = args.refine;

@@ -6,8 +6,9 @@ use super::{Load, Plan, Source, backward, check, forward};
 use crate::ir::{
     BufferId, Kernels, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stage, Stream,
 };
-use crate::model::{ModelSpec, Part, Section, Work};
+use crate::model::{MemorySaving, ModelSpec, Part, Section, Work};
 use crate::spec::{Phase, ResolvedLayer, SpecError};
+use std::ops::Range;
 
 /// Bytes of gradients that are all-reduced together (the default of PyTorch's DistributedDataParallel).
 const BUCKET_BYTES: u64 = 25 << 20;
@@ -38,9 +39,8 @@ pub struct ModelSource<'a> {
     pub gpus_per_node: u64,
     /// Forward only, or a training step.
     pub phase: Phase,
-    /// Whether every GPU keeps 1/W of the optimizer's states of what all hold (ZeRO-1): gradients are
-    /// reduce-scattered, updated parameters all-gathered.
-    pub shard_states: bool,
+    /// What is done to need less memory.
+    pub saving: MemorySaving,
 }
 
 /// Compiles one step of a model: data parallel around its MoE layers, whose experts are spread over
@@ -49,12 +49,12 @@ pub struct ModelSource<'a> {
 /// # Errors
 /// A plan that a layer cannot run, or nodes that do not divide the world.
 pub fn compile_model(source: ModelSource<'_>) -> Result<Program, SpecError> {
-    let moe: Vec<Source<'_>> = source.moe.iter().map(|run| source.of(run)).collect();
-    moe.iter().try_for_each(check)?;
+    let mut layers = source.moe.iter().map(|run| source.of(run));
+    layers.try_for_each(|layer| check(&layer))?;
     let mut writer = Writer::new(source);
-    let forward = writer.forward(&moe);
+    let done = writer.forward();
     if source.phase == Phase::Training {
-        writer.backward(&moe, forward);
+        writer.backward(done);
         writer.update();
     }
     Ok(writer.builder.finish())
@@ -74,18 +74,28 @@ impl<'a> ModelSource<'a> {
 
 /// What the backward pass needs of a part.
 enum Kept {
-    /// A dense part and what it saved.
+    /// What a dense part saved.
     Dense(Option<BufferId>),
-    /// An MoE layer.
-    Moe(Box<(Shapes, Weights, forward::Saved)>),
+    /// What an MoE layer saved.
+    Moe(Box<forward::Saved>),
+}
+
+/// What is left of a run of parts when their forward pass is done.
+enum Left {
+    /// What each part saved.
+    All(Vec<Kept>),
+    /// Their input alone: they run again before their backward pass.
+    Input(BufferId),
 }
 
 struct Writer<'a> {
     source: ModelSource<'a>,
     builder: ProgramBuilder,
     weights: BufferId,
-    /// Gradient buckets, in the order of the backward pass.
-    buckets: Vec<BufferId>,
+    /// MoE layers: how each runs, its shapes and weights.
+    moe: Vec<(Source<'a>, Shapes, Weights)>,
+    /// Gradients that the optimizer reads, in the order of the backward pass.
+    gradients: Vec<BufferId>,
     /// Parameters gathered for the next bucket.
     open: u64,
 }
@@ -105,36 +115,79 @@ impl<'a> Writer<'a> {
             let bytes = (parameters * state).div_ceil(source.shards());
             builder.persistent("optimizer state (Adam)", bytes);
         }
+        let moe = source.moe.iter().map(|run| {
+            let (layer, r) = (run.layer, run.plan.adaptive_r);
+            let weights = Weights::allocate(&mut builder, layer, r, source.phase);
+            let run = source.of(run);
+            (run, Shapes::new(&run), weights)
+        });
         Writer {
+            moe: moe.collect(),
             source,
             builder,
             weights,
-            buckets: Vec::new(),
+            gradients: Vec::new(),
             open: 0,
         }
     }
 
-    fn forward(&mut self, moe: &[Source<'_>]) -> Vec<Kept> {
-        let mut moe = moe.iter();
+    fn forward(&mut self) -> Vec<(Range<usize>, Left)> {
         let mut flow = self.builder.external("input", PerRank::Same(0));
-        let mut kept = Vec::new();
-        for part in &self.source.model.parts {
+        let mut done = Vec::new();
+        for parts in self.source.runs_of_parts() {
+            let input = self.checkpoint(&parts);
+            let (kept, output) = self.run(parts.clone(), flow, input);
+            flow = output;
+            done.push((parts, input.map_or(Left::All(kept), Left::Input)));
+        }
+        done
+    }
+
+    /// The copy of what enters a block that runs again; `None` where `parts` keep what they need.
+    fn checkpoint(&mut self, parts: &Range<usize>) -> Option<BufferId> {
+        let source = self.source;
+        if !source.saving.recompute || source.phase == Phase::Forward {
+            return None;
+        }
+        let parts = &source.model.parts[parts.clone()];
+        parts.first()?.block?;
+        let products = parts
+            .iter()
+            .filter(|part| matches!(part.work, Work::Linear { .. }));
+        let bytes = products
+            .filter_map(|part| source.input_bytes(part))
+            .next()?;
+        let buffer = self.builder.buffer("block input", PerRank::Same(bytes));
+        Some(buffer)
+    }
+
+    /// Emits the forward pass of `parts` on `flow`; returns what each keeps, and the output. With `checkpoint`
+    /// nothing is kept but that copy of the input.
+    fn run(
+        &mut self,
+        parts: Range<usize>,
+        mut flow: BufferId,
+        checkpoint: Option<BufferId>,
+    ) -> (Vec<Kept>, BufferId) {
+        let mut moe = self.source.moe_before(parts.start);
+        let mut kept = Vec::with_capacity(parts.len());
+        let mut copied = checkpoint;
+        for part in &self.source.model.parts[parts] {
             let Some(kernels) = self.source.kernels(part) else {
-                let source = moe.next().expect("one run an MoE layer");
-                let shapes = Shapes::new(source);
-                let (layer, phase) = (source.layer, source.phase);
-                let r = source.plan.adaptive_r;
-                let weights = Weights::allocate(&mut self.builder, layer, r, phase);
+                let (source, shapes, weights) = &self.moe[moe];
+                moe += 1;
                 let (saved, output) =
-                    forward::emit(&mut self.builder, source, &shapes, &weights, flow);
+                    forward::emit(&mut self.builder, source, shapes, weights, flow);
                 flow = output;
-                kept.push(Kept::Moe(Box::new((shapes, weights, saved))));
+                kept.push(Kept::Moe(Box::new(saved)));
                 continue;
             };
             self.builder.at(stage(part), Pass::Forward, 0);
             let output = self.output(part, flow);
             let mut writes = vec![output];
-            let saved = self.source.saved(part).map(|bytes| {
+            writes.extend(copied.take());
+            let saved = self.source.saved(part).filter(|_| checkpoint.is_none());
+            let saved = saved.map(|bytes| {
                 self.builder
                     .buffer("kept for backward", PerRank::Same(bytes))
             });
@@ -145,7 +198,7 @@ impl<'a> Writer<'a> {
             flow = output;
             kept.push(Kept::Dense(saved));
         }
-        kept
+        (kept, flow)
     }
 
     /// Where a part writes: passes work in place.
@@ -156,62 +209,80 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn backward(&mut self, moe: &[Source<'_>], kept: Vec<Kept>) {
-        let mut moe = moe.iter().rev();
+    fn backward(&mut self, done: Vec<(Range<usize>, Left)>) {
         let mut flow = self.builder.external("output gradient", PerRank::Same(0));
-        let parts = &self.source.model.parts;
         let mut bucket = self.bucket();
-        for (part, kept) in parts.iter().zip(kept).rev() {
-            match kept {
-                Kept::Dense(saved) => {
-                    let Some(kernels) = self.source.kernels(part) else {
-                        continue;
-                    };
-                    self.builder.at(stage(part), Pass::Backward, 0);
-                    let gradient = match self.source.input_bytes(part) {
-                        Some(bytes) => self.builder.buffer("gradient", PerRank::Same(bytes)),
-                        None => flow,
-                    };
-                    let mut reads = vec![flow, self.weights];
-                    reads.extend(saved);
-                    let kind = self.source.op(kernels);
-                    let writes = [gradient, bucket];
-                    self.builder.push(Stream::Compute, kind, &reads, &writes);
-                    flow = gradient;
+        for (parts, left) in done.into_iter().rev() {
+            let kept = match left {
+                Left::All(kept) => kept,
+                Left::Input(input) => self.run(parts.clone(), input, None).0,
+            };
+            let mut moe = self.source.moe_before(parts.end);
+            for (part, kept) in self.source.model.parts[parts].iter().zip(kept).rev() {
+                match kept {
+                    Kept::Dense(saved) => flow = self.dense_backward(part, saved, flow, bucket),
+                    Kept::Moe(saved) => {
+                        moe -= 1;
+                        let (source, shapes, weights) = &self.moe[moe];
+                        let builder = &mut self.builder;
+                        flow = backward::emit(builder, source, shapes, weights, *saved, flow);
+                    }
                 }
-                Kept::Moe(layer) => {
-                    let (shapes, weights, saved) = *layer;
-                    let source = moe.next().expect("one run an MoE layer");
-                    let builder = &mut self.builder;
-                    flow = backward::emit(builder, source, &shapes, &weights, saved, flow);
+                self.open += part.shared_parameters();
+                if self.open * self.source.model.gradient_bytes >= BUCKET_BYTES {
+                    self.reduce(bucket);
+                    bucket = self.bucket();
                 }
-            }
-            self.open += part.shared_parameters();
-            if self.open * self.source.model.gradient_bytes >= BUCKET_BYTES {
-                self.reduce(bucket);
-                bucket = self.bucket();
             }
         }
         self.reduce(bucket);
     }
 
+    /// The backward pass of a dense part; returns the gradient of its input.
+    fn dense_backward(
+        &mut self,
+        part: &Part,
+        saved: Option<BufferId>,
+        flow: BufferId,
+        bucket: BufferId,
+    ) -> BufferId {
+        let Some(kernels) = self.source.kernels(part) else {
+            return flow;
+        };
+        self.builder.at(stage(part), Pass::Backward, 0);
+        let gradient = match self.source.input_bytes(part) {
+            Some(bytes) => self.builder.buffer("gradient", PerRank::Same(bytes)),
+            None => flow,
+        };
+        let mut reads = vec![flow, self.weights];
+        reads.extend(saved);
+        let kind = self.source.op(kernels);
+        let writes = [gradient, bucket];
+        self.builder.push(Stream::Compute, kind, &reads, &writes);
+        gradient
+    }
+
     fn bucket(&mut self) -> BufferId {
         // Sized when it is full.
-        let id = self.builder.persistent("gradients", 0);
-        self.buckets.push(id);
-        id
+        if self.source.shards_gradients() {
+            let none = PerRank::Same(0);
+            return self.builder.buffer("gradients to be summed", none);
+        }
+        let bucket = self.builder.persistent("gradients", 0);
+        self.gradients.push(bucket);
+        bucket
     }
 
     /// Sums a full bucket over all GPUs while the backward pass goes on.
     fn reduce(&mut self, bucket: BufferId) {
         let parameters = std::mem::take(&mut self.open);
-        self.builder
-            .resize(bucket, parameters * self.source.model.dtype.bytes());
+        let gradients = parameters * self.source.model.dtype.bytes();
+        self.builder.resize(bucket, gradients);
         if self.source.world_size == 1 || parameters == 0 {
             return;
         }
         let bytes = parameters * self.source.model.gradient_bytes;
-        let kind = if self.source.shard_states {
+        let kind = if self.source.shards() > 1 {
             OpKind::ReduceScatter {
                 scope: Scope::World,
                 bytes,
@@ -219,9 +290,18 @@ impl<'a> Writer<'a> {
         } else {
             OpKind::AllReduce { bytes }
         };
+        let summed = match self.source.shards_gradients() {
+            false => bucket,
+            true => {
+                let share = gradients.div_ceil(self.source.world_size);
+                let share = self.builder.persistent("gradients, own share", share);
+                self.gradients.push(share);
+                share
+            }
+        };
         self.builder.at(Stage::AllReduce, Pass::Backward, 0);
         let stream = Stream::Communication;
-        self.builder.push(stream, kind, &[bucket], &[bucket]);
+        self.builder.push(stream, kind, &[bucket], &[summed]);
     }
 
     /// The optimizer, and the all-gather of what it updated where states are sharded.
@@ -240,7 +320,7 @@ impl<'a> Writer<'a> {
             backward: 0,
         };
         self.builder.at(Stage::Optimizer, Pass::Forward, 0);
-        let (reads, writes) = (self.buckets.clone(), [self.weights]);
+        let (reads, writes) = (self.gradients.clone(), [self.weights]);
         let kind = source.op(kernels);
         self.builder.push(Stream::Compute, kind, &reads, &writes);
         if source.shards() > 1 {
@@ -256,6 +336,26 @@ impl<'a> Writer<'a> {
 }
 
 impl ModelSource<'_> {
+    /// Parts in order, those of a block together.
+    fn runs_of_parts(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let runs = self.model.parts.chunk_by(|a, b| a.block == b.block);
+        let run = |parts: &[Part]| {
+            let start = end;
+            end += parts.len();
+            start..end
+        };
+        runs.map(run).collect()
+    }
+
+    /// MoE layers among the first `parts` parts.
+    fn moe_before(&self, parts: usize) -> usize {
+        let before = self.model.parts[..parts].iter();
+        before
+            .filter(|part| matches!(part.work, Work::Moe(_)))
+            .count()
+    }
+
     /// Parameters that every GPU holds, but for gates: those are with their layers.
     fn parameters(&self) -> u64 {
         let dense = |part: &&Part| !matches!(part.work, Work::Moe(_));
@@ -263,8 +363,12 @@ impl ModelSource<'_> {
         parts.map(Part::shared_parameters).sum()
     }
 
+    fn shards_gradients(&self) -> bool {
+        self.saving.shard_gradients && self.world_size > 1
+    }
+
     fn shards(&self) -> u64 {
-        if self.shard_states {
+        if self.saving.shard_states || self.saving.shard_gradients {
             self.world_size
         } else {
             1

@@ -4,7 +4,7 @@
 //! embedding and residual sum are one pass each, attention never writes its scores.
 
 use super::swin::{feed_forward, linear, pass, pass_of};
-use super::{ModelSpec, Moe, Part, Section, Unit, Work};
+use super::{ModelSpec, Moe, Part, Section, Unit, Work, in_block};
 use crate::spec::DType;
 
 /// How tokens look at each other.
@@ -74,24 +74,8 @@ impl Decoder {
             1,
             self.vocabulary * hidden,
         )];
-        for layer in &self.layers {
-            parts.push(norm(Section::Attention, tokens, hidden));
-            self.attention(&mut parts, tokens, layer.window);
-            parts.push(residual(Section::Attention, elements));
-            parts.push(norm(Section::Dense, tokens, hidden));
-            match layer.feed_forward {
-                FeedForward::Dense(channels) => parts.extend(gated(tokens, hidden, channels)),
-                FeedForward::Moe { moe, shared } => {
-                    if shared > 0 {
-                        parts.extend(gated(tokens, hidden, shared));
-                    }
-                    parts.push(Part {
-                        section: Section::Dense,
-                        work: Work::Moe(Moe { tokens, ..moe }),
-                    });
-                }
-            }
-            parts.push(residual(Section::Dense, elements));
+        for (block, layer) in (0..).zip(&self.layers) {
+            parts.extend(in_block(Some(block), self.layer(layer, tokens)));
         }
         parts.push(norm(Section::Dense, tokens, hidden));
         let head = linear(Section::Dense, tokens, hidden, self.vocabulary, false);
@@ -117,18 +101,39 @@ impl Decoder {
         }
     }
 
+    fn layer(&self, layer: &Layer, tokens: u64) -> Vec<Part> {
+        let (hidden, elements) = (self.hidden, tokens * self.hidden);
+        let mut parts = Vec::new();
+        parts.push(norm(Section::Attention, tokens, hidden));
+        self.attention(&mut parts, tokens, layer.window);
+        parts.push(residual(Section::Attention, elements));
+        parts.push(norm(Section::Dense, tokens, hidden));
+        match layer.feed_forward {
+            FeedForward::Dense(channels) => parts.extend(gated(tokens, hidden, channels)),
+            FeedForward::Moe { moe, shared } => {
+                if shared > 0 {
+                    parts.extend(gated(tokens, hidden, shared));
+                }
+                let work = Work::Moe(Moe { tokens, ..moe });
+                parts.push(Part::new(Section::Dense, work));
+            }
+        }
+        parts.push(residual(Section::Dense, elements));
+        parts
+    }
+
     fn attention(&self, parts: &mut Vec<Part>, tokens: u64, window: u64) {
         let section = Section::Attention;
         // A causal query sees half of the sequence on average, or a window that is shorter.
         let keys = (tokens.div_ceil(2)).min(window).max(1);
-        let fused = |heads, channels| Part {
-            section,
-            work: Work::FusedAttention {
+        let fused = |heads, channels| {
+            let work = Work::FusedAttention {
                 heads,
                 queries: tokens,
                 keys,
                 channels,
-            },
+            };
+            Part::new(section, work)
         };
         match self.attention {
             Attention::Grouped {

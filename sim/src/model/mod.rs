@@ -45,6 +45,19 @@ impl Unit {
     }
 }
 
+/// What a training step does to need less memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemorySaving {
+    /// Optimizer states of what all GPUs hold are spread over them (ZeRO-1, arXiv 1910.02054): gradients are
+    /// reduce-scattered, updated parameters all-gathered.
+    pub shard_states: bool,
+    /// The same of gradients too (ZeRO-2): each is kept by the GPU that updates its parameters alone, once it is summed.
+    pub shard_gradients: bool,
+    /// Of every transformer block only its input is kept; its forward pass, exchanges included, runs again before its
+    /// backward pass (arXiv 1604.06174).
+    pub recompute: bool,
+}
+
 /// Which row of the breakdown a part belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
@@ -199,9 +212,20 @@ pub struct Part {
     pub section: Section,
     /// What it does.
     pub work: Work,
+    /// Which transformer block it belongs to; none before the first and after the last.
+    pub block: Option<u64>,
 }
 
 impl Part {
+    /// A part of no block.
+    const fn new(section: Section, work: Work) -> Part {
+        Part {
+            section,
+            work,
+            block: None,
+        }
+    }
+
     /// Multiply-adds of one item.
     pub fn macs(&self) -> f64 {
         let product = |extents: &[u64]| extents.iter().map(|&extent| extent as f64).product();
@@ -308,7 +332,7 @@ impl ModelSpec {
     #[must_use]
     pub fn dense(&self) -> ModelSpec {
         let parts = self.parts.iter().flat_map(|part| match part.work {
-            Work::Moe(moe) => swin::feed_forward(&moe, self.dtype),
+            Work::Moe(moe) => in_block(part.block, swin::feed_forward(&moe, self.dtype)),
             Work::Linear { .. }
             | Work::Product { .. }
             | Work::FusedAttention { .. }
@@ -334,6 +358,14 @@ impl ModelSpec {
     fn sum(&self, of: impl Fn(&Part) -> u64) -> u64 {
         self.parts.iter().map(of).sum()
     }
+}
+
+/// `parts` as those of one block.
+fn in_block(block: Option<u64>, mut parts: Vec<Part>) -> Vec<Part> {
+    for part in &mut parts {
+        part.block = block;
+    }
+    parts
 }
 
 #[cfg(test)]

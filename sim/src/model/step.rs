@@ -1,6 +1,6 @@
 //! One step of a model: compiled, priced, played and summed up.
 
-use super::{ModelRouting, ModelSpec, MoeGroup, MoeGroups};
+use super::{MemorySaving, ModelRouting, ModelSpec, MoeGroup, MoeGroups};
 use crate::compile::{Drops, Load, ModelSource, MoeRun, Plan, Routing, compile_model};
 use crate::cost::CostModel;
 use crate::cost::price::price;
@@ -49,8 +49,8 @@ pub struct ModelRun<'a> {
     pub batch: u64,
     /// Forward only, or a training step.
     pub phase: Phase,
-    /// Whether optimizer states of what all GPUs hold are spread over them.
-    pub shard_states: bool,
+    /// What is done to need less memory.
+    pub saving: MemorySaving,
 }
 
 /// Memory of one GPU, bytes.
@@ -267,7 +267,7 @@ impl ModelRun<'_> {
             world_size: self.gpus,
             gpus_per_node: self.gpus_per_node,
             phase: self.phase,
-            shard_states: self.shard_states,
+            saving: self.saving,
         })
     }
 

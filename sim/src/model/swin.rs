@@ -7,7 +7,7 @@
 //! work in single precision throughout, since Tutel brings its input to the type of the experts'
 //! parameters (`tutel/impls/moe_layer.py`).
 
-use super::{ModelSpec, Moe, Part, Pass, Section, Unit, Work};
+use super::{ModelSpec, Moe, Part, Pass, Section, Unit, Work, in_block};
 use crate::spec::DType;
 
 /// A model of the family.
@@ -39,31 +39,9 @@ impl Swin {
         for stage in 0..4 {
             let dim = self.width << stage;
             let side = (IMAGE / PATCH) >> stage;
-            let window = WINDOW.min(side);
-            for block in 0..self.depths[stage] {
-                let shifted = block % 2 == 1 && window < side;
-                attention(&mut parts, dim, side, window, shifted);
-                parts.push(norm(Section::Dense, side * side, dim));
-                let moe = Moe {
-                    tokens: side * side,
-                    model_dim: dim,
-                    hidden_dim: 4 * dim,
-                    gated: false,
-                    bias: true,
-                    experts: self.experts,
-                    top_k: 1,
-                    capacity_factor: 1.0,
-                    dtype: DType::Tf32,
-                };
-                if stage >= 2 && block % 2 == 1 {
-                    parts.push(Part {
-                        section: Section::Dense,
-                        work: Work::Moe(moe),
-                    });
-                } else {
-                    parts.extend(feed_forward(&moe, DType::Fp16));
-                }
-                parts.push(residual(Section::Dense, side * side * dim));
+            for layer in 0..self.depths[stage] {
+                let block = self.depths[..stage].iter().sum::<u64>() + layer;
+                parts.extend(in_block(Some(block), self.block(stage, layer)));
             }
             if stage < 3 {
                 parts.extend(merging(dim, side));
@@ -96,6 +74,36 @@ impl Swin {
             parts,
         }
     }
+
+    /// Layer `layer` of a stage: attention in windows, every other time shifted ones, and a feed-forward, every other
+    /// time of experts in the last two stages.
+    fn block(&self, stage: usize, layer: u64) -> Vec<Part> {
+        let dim = self.width << stage;
+        let side = (IMAGE / PATCH) >> stage;
+        let window = WINDOW.min(side);
+        let odd = layer % 2 == 1;
+        let mut parts = Vec::new();
+        attention(&mut parts, dim, side, window, odd && window < side);
+        parts.push(norm(Section::Dense, side * side, dim));
+        let moe = Moe {
+            tokens: side * side,
+            model_dim: dim,
+            hidden_dim: 4 * dim,
+            gated: false,
+            bias: true,
+            experts: self.experts,
+            top_k: 1,
+            capacity_factor: 1.0,
+            dtype: DType::Tf32,
+        };
+        if stage >= 2 && odd {
+            parts.push(Part::new(Section::Dense, Work::Moe(moe)));
+        } else {
+            parts.extend(feed_forward(&moe, DType::Fp16));
+        }
+        parts.push(residual(Section::Dense, side * side * dim));
+        parts
+    }
 }
 
 /// Patches of the image to channels, and a norm.
@@ -122,14 +130,14 @@ fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: b
     let windows = tokens / keys * heads;
     let bias_mlp = 3 * BIAS_MLP + BIAS_MLP * heads;
     let roll = if shifted { 8 } else { 0 };
-    let product = |n, k| Part {
-        section,
-        work: Work::Product {
+    let product = |n, k| {
+        let work = Work::Product {
             batch: windows,
             m: keys,
             n,
             k,
-        },
+        };
+        Part::new(section, work)
     };
     parts.push(norm(section, tokens, dim));
     parts.push(pass(section, elements, [roll + 14, roll + 14, 0, 0], 3));
@@ -222,7 +230,7 @@ pub(super) fn linear(section: Section, rows: u64, input: u64, output: u64, bias:
         output,
         bias: if bias { output } else { 0 },
     };
-    Part { section, work }
+    Part::new(section, work)
 }
 
 pub(super) fn pass(section: Section, elements: u64, per_element: [u64; 4], kernels: u64) -> Part {
@@ -245,8 +253,5 @@ pub(super) fn pass_of(
         saved: saved * elements,
         parameters,
     };
-    Part {
-        section,
-        work: Work::Pass(pass),
-    }
+    Part::new(section, Work::Pass(pass))
 }

@@ -38,7 +38,15 @@ fn rate(
     phase: Phase,
     variant: &Variant,
 ) -> f64 {
-    run(model, hardware, *gpus, phase, variant, false).rate_per_gpu
+    run(
+        model,
+        hardware,
+        *gpus,
+        phase,
+        variant,
+        MemorySaving::default(),
+    )
+    .rate_per_gpu
 }
 
 fn run(
@@ -47,7 +55,7 @@ fn run(
     gpus: u64,
     phase: Phase,
     variant: &Variant,
-    shard_states: bool,
+    saving: MemorySaving,
 ) -> ModelStep {
     let prices = Analytic::new(hardware).unwrap();
     let run = ModelRun {
@@ -58,7 +66,7 @@ fn run(
         gpus_per_node: gpus.min(8),
         batch: model.batch,
         phase,
-        shard_states,
+        saving,
     };
     step(&run, variant).unwrap()
 }
@@ -134,7 +142,7 @@ fn flops_of_the_program_are_those_of_the_model() {
             world_size: 8,
             gpus_per_node: 8,
             phase,
-            shard_states: false,
+            saving: MemorySaving::default(),
         })
         .unwrap();
         close(program.flops(0), 2.0 * 4.0 * passes * model.macs(), 1e-9);
@@ -154,7 +162,7 @@ fn gradients_of_experts_are_not_reduced() {
         world_size: 16,
         gpus_per_node: 8,
         phase: Phase::Training,
-        shard_states: false,
+        saving: MemorySaving::default(),
     })
     .unwrap();
     let reduced: u64 = program
@@ -178,8 +186,20 @@ fn gradients_of_experts_are_not_reduced() {
 fn sharded_states_take_their_share_of_memory() {
     let (model, hardware, _) = lab("olmoe-1b-7b", 16);
     let variant = Variant::Moe(Strategy::tutel());
-    let of = |shard| run(&model, &hardware, 16, Phase::Training, &variant, shard).memory;
-    let (whole, sharded) = (of(false), of(true));
+    let of = |shard_states, shard_gradients| {
+        let saving = MemorySaving {
+            shard_states,
+            shard_gradients,
+            ..MemorySaving::default()
+        };
+        run(&model, &hardware, 16, Phase::Training, &variant, saving)
+    };
+    let (states, gradients) = (of(true, false), of(false, true));
+    assert_eq!(
+        states.time, gradients.time,
+        "the same sums, kept by one or by all"
+    );
+    let (whole, sharded) = (of(false, false).memory, states.memory);
     let shared: u64 = model
         .parts
         .iter()
@@ -191,6 +211,11 @@ fn sharded_states_take_their_share_of_memory() {
         shared * 12 - (shared * 12).div_ceil(16)
     );
     assert_eq!(whole.parameters, sharded.parameters);
+    // Gradients of gates are summed with the others.
+    let summed: u64 = model.parts.iter().map(Part::shared_parameters).sum();
+    let less = whole.gradients - gradients.memory.gradients;
+    close(less as f64, (summed * 2) as f64 * 15.0 / 16.0, 1e-6);
+    assert_eq!(gradients.memory.optimizer, sharded.optimizer);
 }
 
 #[test]
@@ -206,6 +231,47 @@ fn groups_follow_recorded_layers_in_turn() {
     assert_eq!(of(2), [(0, 5), (1, 4), (1, 1)]);
     assert_eq!(of(0), of(1));
     assert!(of(64).iter().map(|(_, layers)| layers).sum::<u64>() == 10);
+}
+
+/// The forward pass of all blocks runs twice, and of each block only the input is kept.
+#[test]
+fn recomputing_trades_time_for_memory() {
+    let (model, hardware, gpus) = lab("olmoe-1b-7b", 16);
+    let variant = Variant::Moe(Strategy::fairseq());
+    let of = |phase, recompute| {
+        let saving = MemorySaving {
+            recompute,
+            ..MemorySaving::default()
+        };
+        run(&model, &hardware, gpus, phase, &variant, saving)
+    };
+    let (plain, again) = (of(Phase::Training, false), of(Phase::Training, true));
+    let forward = of(Phase::Forward, false);
+    let ratio = again.time.as_secs_f64() / (plain.time + forward.time).as_secs_f64();
+    assert!(
+        (0.95..1.0).contains(&ratio),
+        "all but the head twice: {ratio}"
+    );
+    assert_eq!(
+        again.flops_per_gpu, plain.flops_per_gpu,
+        "a model's, not a program's"
+    );
+    // What one of 16 blocks keeps, the inputs of all, and the head's logits.
+    let saved = again.memory.activations as f64 / plain.memory.activations as f64;
+    assert!((1.0 / 16.0..0.4).contains(&saved), "{saved}");
+    assert_eq!(
+        (
+            again.memory.parameters,
+            again.memory.gradients,
+            again.memory.optimizer
+        ),
+        (
+            plain.memory.parameters,
+            plain.memory.gradients,
+            plain.memory.optimizer
+        ),
+    );
+    assert_eq!(of(Phase::Forward, true).time, forward.time);
 }
 
 #[test]

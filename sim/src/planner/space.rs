@@ -5,7 +5,7 @@ use crate::compile::{Plan, Steps};
 use crate::cost::CostModel;
 use crate::economy::PowerModel;
 use crate::hardware::Hardware;
-use crate::model::{ModelRun, ModelSpec};
+use crate::model::{MemorySaving, ModelRun, ModelSpec};
 use crate::policy::candidates;
 use crate::simulate::Scenario;
 use crate::spec::{DType, LayerSpec, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy};
@@ -46,8 +46,8 @@ pub struct Whole<'a> {
     pub recorded: usize,
     /// Items (sequences, images) of a GPU and step.
     pub batch: u64,
-    /// Whether optimizer states of what all GPUs hold are spread over them.
-    pub shard_states: bool,
+    /// What is done to need less memory.
+    pub saving: MemorySaving,
 }
 
 /// Everything that may be chosen.
@@ -294,7 +294,7 @@ impl<'a> Space<'a> {
             gpus_per_node: world.gpus_per_node,
             batch: world.tokens / whole.model.unit.per_item(),
             phase: self.phase,
-            shard_states: whole.shard_states,
+            saving: whole.saving,
         })
     }
 

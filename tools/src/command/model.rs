@@ -64,7 +64,7 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         gpus_per_node: per_node,
         batch: settings.batch.unwrap_or(model.batch),
         phase,
-        shard_states: settings.shard_states,
+        saving: settings.saving(),
     };
     let refused = |error: SpecError| {
         let message = format!("expected {}, found {}", error.expected, error.found);
@@ -103,6 +103,8 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
             Unit::Tokens(tokens) => Some(tokens),
         },
         shard_states: settings.shard_states,
+        shard_gradients: settings.shard_gradients,
+        recompute: settings.recompute,
     };
     let answer = Answer {
         command: "model",
@@ -367,14 +369,18 @@ fn heading(run: &ModelRun<'_>, hardware: &Hardware) -> String {
             "a sequence",
         ),
     };
-    let sharded = if run.shard_states {
-        ", states sharded"
-    } else {
-        ""
-    };
+    let saving = [
+        (run.saving.shard_states, ", states sharded"),
+        (run.saving.shard_gradients, ", gradients sharded"),
+        (run.saving.recompute, ", blocks recomputed"),
+    ];
+    let saving: String = saving
+        .iter()
+        .filter_map(|(is, what)| is.then_some(*what))
+        .collect();
     paragraph(
         &format!(
-            "{}, {}, {} {what} a GPU, on {} GPUs ({}, {} a node){sharded}: {} parameters, {} active, {} G \
+            "{}, {}, {} {what} a GPU, on {} GPUs ({}, {} a node){saving}: {} parameters, {} active, {} G \
              multiply-adds {of}",
             model.name,
             run.phase,

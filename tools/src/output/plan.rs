@@ -6,6 +6,7 @@ use crate::command::plan::{Findings, PlanRow};
 use crate::resolve::plan::Asked;
 use moeplan_sim::model::Unit;
 use moeplan_sim::planner::{Goal, Violation};
+use moeplan_sim::spec::Phase;
 use std::collections::BTreeMap;
 
 /// Rows of the front that are shown; JSON and CSV have all.
@@ -121,8 +122,35 @@ fn nothing(asked: &Asked, found: &Findings) -> String {
     for broken in &nearest.violations {
         text += &format!("  {}\n", violation(broken));
     }
+    text += &advice(asked, nearest);
     text.push('\n');
     text + &side_by_side(asked, &[("nearest", nearest)])
+}
+
+/// What makes a model's training step need less memory and was not asked for.
+fn advice(asked: &Asked, nearest: &PlanRow) -> String {
+    let memory = |broken: &Violation| broken.limit == "memory";
+    let Some(model) = &asked.model else {
+        return String::new();
+    };
+    if asked.phase == Phase::Forward || !nearest.violations.iter().any(memory) {
+        return String::new();
+    }
+    let flags = [
+        (model.saving.shard_gradients, "--shard-gradients"),
+        (model.saving.recompute, "--recompute"),
+    ];
+    let flags: Vec<&str> = flags
+        .iter()
+        .filter_map(|(is, flag)| (!is).then_some(*flag))
+        .collect();
+    match flags.is_empty() {
+        true => String::new(),
+        false => format!(
+            "a training step needs less memory with {}\n",
+            flags.join(" and ")
+        ),
+    }
 }
 
 /// A limit and how far off it is.

@@ -3,7 +3,9 @@
 use super::Given;
 use crate::error::{Error, Place};
 use crate::settings::{LayerSettings, ModelSettings, PlanSettings, TopK};
-use moeplan_sim::model::{ConfigError, ModelSpec, PRESETS, Unit, from_config, preset};
+use moeplan_sim::model::{
+    ConfigError, MemorySaving, ModelSpec, PRESETS, Unit, from_config, preset,
+};
 use moeplan_sim::spec::LayerSpec;
 use std::path::Path;
 
@@ -18,8 +20,8 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Items of a GPU and step where nothing else is said.
     pub batch: u64,
-    /// Whether optimizer states of what all GPUs hold are spread over them.
-    pub shard_states: bool,
+    /// What is done to need less memory.
+    pub saving: MemorySaving,
 }
 
 impl Model {
@@ -50,7 +52,9 @@ impl Model {
             num_experts: moe.map(|moe| moe.experts),
             top_k: moe.map(|moe| moe.top_k),
             capacity_factor: moe.map(|moe| moe.capacity_factor),
-            shard_states: self.shard_states,
+            shard_states: self.saving.shard_states,
+            shard_gradients: self.saving.shard_gradients,
+            recompute: self.saving.recompute,
         }
     }
 }
@@ -120,7 +124,7 @@ pub fn planned(given: &Given, plan: &PlanSettings) -> Result<Option<Model>, Erro
     Ok(Some(Model {
         spec,
         batch,
-        shard_states: settings.shard_states,
+        saving: settings.saving(),
     }))
 }
 

@@ -79,7 +79,7 @@ impl Asked {
                 model: &model.spec,
                 recorded: self.routing.layers(),
                 batch: model.batch,
-                shard_states: model.shard_states,
+                saving: model.saving,
             }),
             tokens: self.tokens,
             top_k: self.top_k.clone(),

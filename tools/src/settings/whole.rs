@@ -1,6 +1,7 @@
 //! Settings of whole models, of balancing and of the real world.
 
 use clap::Args;
+use moeplan_sim::model::MemorySaving;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -40,6 +41,14 @@ pub struct ModelSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shard_states: bool,
+    /// Keep 1/W of their gradients besides (ZeRO-2)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shard_gradients: bool,
+    /// Keep only what enters each transformer block, and run its forward pass again in the backward one
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
 }
 
 /// `[balance]`.
@@ -145,6 +154,17 @@ impl ModelSettings {
             top_k: self.top_k.or(file.top_k),
             capacity_factor: self.capacity_factor.or(file.capacity_factor),
             shard_states: self.shard_states || file.shard_states,
+            shard_gradients: self.shard_gradients || file.shard_gradients,
+            recompute: self.recompute || file.recompute,
+        }
+    }
+
+    /// What is done to need less memory.
+    pub const fn saving(&self) -> MemorySaving {
+        MemorySaving {
+            shard_states: self.shard_states,
+            shard_gradients: self.shard_gradients,
+            recompute: self.recompute,
         }
     }
 }

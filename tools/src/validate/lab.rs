@@ -4,7 +4,7 @@ use moeplan_sim::compile::{Load, Routing};
 use moeplan_sim::cost::analytic::Analytic;
 use moeplan_sim::cost::nccl::NcclError;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::model::{self, ModelRun, Moe, Variant};
+use moeplan_sim::model::{self, MemorySaving, ModelRun, Moe, Variant};
 use moeplan_sim::policy::{best, candidates};
 use moeplan_sim::simulate::{Scenario, Step};
 use moeplan_sim::spec::{
@@ -94,7 +94,7 @@ impl Lab {
             gpus_per_node: self.hardware.node.gpus,
             batch: model.batch,
             phase,
-            shard_states: false,
+            saving: MemorySaving::default(),
         };
         Ok(model::step(&run, variant)?.rate_per_gpu)
     }
