@@ -5,6 +5,7 @@ use crate::assign::{Assignment, locate, order};
 use crate::audit::{self, Audit};
 use crate::inputs::{ExpertWeights, Inputs, Routing};
 use crate::lower::{Lowered, lower};
+use crate::memory::{Allocation, modelled_bytes};
 use crate::slices;
 use crate::task::Count;
 use moeplan_sim::ir::{Program, Timeline};
@@ -72,6 +73,9 @@ pub trait Backend {
     /// Memory that all ranks share; `None` where it is the host's.
     fn memory_bytes(&self) -> Option<u64>;
 
+    /// When it decides where buffers lie.
+    fn allocation(&self) -> Allocation;
+
     /// Number types of the layers it runs.
     fn dtypes(&self) -> &'static [DType];
 
@@ -102,6 +106,8 @@ pub struct Executed {
     pub expert_gradients: Vec<ExpertWeights>,
     /// Most bytes of buffers alive at once, by rank.
     pub peak_bytes: Vec<u64>,
+    /// What the program's memory model says of them.
+    pub modelled_bytes: Vec<u64>,
     /// What was counted, held against the program.
     pub audit: Audit,
 }
@@ -157,6 +163,9 @@ pub fn execute(
         .iter()
         .map(|rank| rank.expert_gradient.as_slice())
         .collect();
+    let allocation = backend.allocation();
+    let modelled =
+        (0..program.world_size).map(|rank| modelled_bytes(program, &lowered, allocation, rank));
     Ok(Executed {
         expert_gradients: match lowered.roles.backward {
             None => Vec::new(),
@@ -166,6 +175,7 @@ pub fn execute(
         busy: ran.busy,
         ranks: ran.outputs,
         peak_bytes: ran.peak_bytes,
+        modelled_bytes: modelled.collect(),
         audit,
     })
 }

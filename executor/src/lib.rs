@@ -15,9 +15,9 @@ pub mod cuda;
 mod error;
 pub mod inputs;
 pub mod lower;
+pub mod memory;
 pub mod number;
 pub mod oracle;
-
 pub mod slices;
 pub mod task;
 
@@ -25,3 +25,4 @@ pub use backend::{Backend, Executed, Job, Ran, RankOutputs, execute, tokens_of_s
 pub use cosine::CosineLayout;
 pub use error::ExecError;
 pub use inputs::{ExpertWeights, Inputs, Routing};
+pub use memory::Allocation;

@@ -14,6 +14,7 @@ use crate::assign::Assignment;
 use crate::backend::{Backend, Job, Ran, RankOutputs};
 use crate::cosine::CosineLayout;
 use crate::inputs::{Inputs, Routing};
+use crate::memory::Allocation;
 pub use overlap::overlap;
 
 use gate::{Forced, GateShape};
@@ -92,6 +93,10 @@ impl Backend for Cpu {
 
     fn memory_bytes(&self) -> Option<u64> {
         None
+    }
+
+    fn allocation(&self) -> Allocation {
+        Allocation::AsUsed
     }
 
     fn dtypes(&self) -> &'static [DType] {

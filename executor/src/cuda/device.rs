@@ -5,6 +5,7 @@
 
 use super::blas::{Blas, Precision};
 use super::compiler::Compiler;
+use super::memory::allocate;
 use crate::ExecError;
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DriverError, PinnedHostSlice,
@@ -111,12 +112,14 @@ impl Device {
         }
     }
 
-    /// Scratch of cuBLAS for one stream; none where it is absent.
-    pub(super) fn workspace(&self) -> Result<Option<CudaSlice<u8>>, ExecError> {
-        match &self.blas {
-            Some(_) => self.allocate(WORKSPACE_BYTES),
-            None => Ok(None),
-        }
+    /// Scratch of cuBLAS for one stream of `rank`; none where it is absent. With another's, or its own, which a GPU that
+    /// has no room would leave it, products of streams at once may not repeat bit for bit.
+    ///
+    /// # Errors
+    /// No room for it.
+    pub(super) fn workspace(&self, rank: usize) -> Result<Option<CudaSlice<u8>>, ExecError> {
+        let scratch = || allocate(self, rank, "cuBLAS workspace", WORKSPACE_BYTES);
+        self.blas.is_some().then(scratch).transpose()
     }
 
     /// Address of an allocation.

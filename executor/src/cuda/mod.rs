@@ -25,6 +25,7 @@ use crate::backend::{Backend, Job, Ran, RankOutputs};
 use crate::cosine::CosineLayout;
 use crate::inputs::Inputs;
 use crate::lower::Lowered;
+use crate::memory::Allocation;
 use crate::number::{from_bytes, rounded, to_bytes};
 use crate::task::Count;
 use blas::Precision;
@@ -229,6 +230,10 @@ impl Backend for Cuda {
 
     fn memory_bytes(&self) -> Option<u64> {
         self.gpus.all().iter().map(Device::memory_bytes).sum()
+    }
+
+    fn allocation(&self) -> Allocation {
+        Allocation::Ahead
     }
 
     fn dtypes(&self) -> &'static [DType] {

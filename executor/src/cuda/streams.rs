@@ -45,7 +45,7 @@ impl Lane {
             let expected = "1 where ranks run one after the other";
             return Err(ExecError::input("devices", expected, dealt.devices()));
         }
-        let workspace = |rank| Ok::<_, ExecError>(dealt.of(rank).workspace()?.map(Arc::new));
+        let workspace = |rank| Ok::<_, ExecError>(dealt.of(rank).workspace(rank)?.map(Arc::new));
         if apart {
             let stream = dealt.of(0).stream()?;
             let shared = Lane {

@@ -3,6 +3,7 @@
 //! A [`Program`] is written once per (layer, strategy, routing step) by [`crate::compile`]. It is
 //! SPMD: every rank runs the same list of operations, with sizes that may differ by rank.
 
+mod at_once;
 mod buffer;
 mod critical_path;
 mod op;

@@ -10,6 +10,7 @@ use crate::settings::BackendKind;
 use crate::validate::predict::Constants;
 use moeplan_executor::Backend;
 use moeplan_executor::assign::tokens_of;
+use moeplan_executor::memory::input_bytes;
 use moeplan_executor::{Inputs, Routing as Routed, execute};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::ir::{Program, Stage};
@@ -218,6 +219,7 @@ struct Ready {
     times: Vec<Time>,
     stages: Vec<Vec<f64>>,
     peak_bytes: u64,
+    modelled_bytes: u64,
 }
 
 /// Runs and simulates all cases.
@@ -303,6 +305,7 @@ fn step(
             times: Vec::new(),
             stages: Vec::new(),
             peak_bytes: 0,
+            modelled_bytes: 0,
         });
     }
     // Repeats outside: what disturbs the machine for a while disturbs all strategies alike. The
@@ -318,7 +321,9 @@ fn step(
                         .map(|time| time.as_secs_f64() * 1e9)
                         .sum()
                 }));
-                case.peak_bytes = ran.peak_bytes.iter().copied().max().unwrap_or(0);
+                let most = |bytes: &[u64]| bytes.iter().copied().max().unwrap_or(0);
+                case.peak_bytes = most(&ran.peak_bytes);
+                case.modelled_bytes = most(&ran.modelled_bytes);
             }
         }
     }
@@ -358,20 +363,10 @@ fn finish(name: &str, step: u64, mut case: Ready, constants: &Constants) -> Case
             simulated_ns: ours[index] as u64,
         }
     });
-    let optimizer = |(name, _): &&(&str, u64)| name.starts_with("optimizer");
-    let peak = (0..case.program.world_size)
-        .map(|rank| {
-            let (bytes, live) = case.program.peak_memory(rank);
-            bytes - live.iter().find(optimizer).map_or(0, |(_, bytes)| *bytes)
-        })
-        .max();
-    let inputs: u64 = case
-        .program
-        .buffers
-        .iter()
-        .filter(|buffer| buffer.lifetime == moeplan_sim::ir::Lifetime::External)
-        .map(|buffer| buffer.bytes.max())
-        .sum();
+    // The layer's inputs are its neighbours'; here they are held too.
+    let ranks = 0..case.program.world_size;
+    let inputs = ranks.map(|rank| input_bytes(&case.program, rank)).max();
+    let inputs = inputs.unwrap_or(0);
     let simulated = predicted.step;
     Case {
         layer: name.to_owned(),
@@ -382,9 +377,8 @@ fn finish(name: &str, step: u64, mut case: Ready, constants: &Constants) -> Case
         simulated_ns: simulated.as_ns(),
         relative_error: simulated.as_secs_f64() / measured.as_secs_f64() - 1.0,
         stages: stages.filter(|stage| stage.measured_ns > 0).collect(),
-        // The layer's inputs are its neighbours'; here they are held too.
         peak_bytes: case.peak_bytes.saturating_sub(inputs),
-        peak_bytes_simulated: peak.unwrap_or(0),
+        peak_bytes_simulated: case.modelled_bytes.saturating_sub(inputs),
     }
 }
 
