@@ -358,6 +358,7 @@ fn what_only_a_layer_has_does_not_go_with_a_model() {
         ("--trace digitz", "--trace"),
         ("--trace digits --trace-layer 9", "--trace-layer"),
         ("--try-balance best", "--try-balance"),
+        ("--try-balance eplb", "--try-balance: expected --trace"),
         ("--layer paper", "--layer"),
         ("--model-dim 64", "--layer"),
         ("--try-top-k 1,2", "--try-top-k"),

@@ -243,7 +243,10 @@ mod tests {
                 let layout = layout(&job, 0, &Order::new(&program));
                 let model = modelled_bytes(&program, &lowered, Allocation::Ahead, 0);
                 let ratio = layout.bytes as f64 / model as f64;
-                assert!((1.0..1.001).contains(&ratio), "{plan}: {ratio} of the model");
+                assert!(
+                    (1.0..1.001).contains(&ratio),
+                    "{plan}: {ratio} of the model"
+                );
             }
         }
     }

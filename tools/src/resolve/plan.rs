@@ -175,6 +175,10 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
     let seed = given.seed();
     // Anything wrong with the routing itself is told before the search.
     let routing = routing(given, &spec, model.is_some(), seed)?;
+    if !balancing.is_empty() && routing.is_balanced() {
+        let message = "expected --trace or --routing to go with it, found balanced routing";
+        return wrong("try-balance", message.into());
+    }
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
     let study = Study {
         seed: Some(seed),

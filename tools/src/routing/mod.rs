@@ -255,6 +255,11 @@ impl RoutingSource {
         }
     }
 
+    /// Whether every expert gets the same from every GPU.
+    pub const fn is_balanced(&self) -> bool {
+        matches!(self.kind, Kind::Balanced { .. })
+    }
+
     /// Whether there are no steps; there always are.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
