@@ -169,13 +169,13 @@ impl<'a> Writer<'a> {
         mut flow: BufferId,
         checkpoint: Option<BufferId>,
     ) -> (Vec<Kept>, BufferId) {
-        let mut moe = self.source.moe_before(parts.start);
+        let mut moe = self.source.moe_before(parts.start)..;
         let mut kept = Vec::with_capacity(parts.len());
         let mut copied = checkpoint;
         for part in &self.source.model.parts[parts] {
             let Some(kernels) = self.source.kernels(part) else {
-                let (source, shapes, weights) = &self.moe[moe];
-                moe += 1;
+                let layer = moe.next().expect("numbers do not end");
+                let (source, shapes, weights) = &self.moe[layer];
                 let (saved, output) =
                     forward::emit(&mut self.builder, source, shapes, weights, flow);
                 flow = output;
