@@ -79,6 +79,14 @@ impl Time {
         Time((self.0 as f64 * factor).round() as u64)
     }
 
+    /// The slowest but a twentieth; zero where there is none.
+    pub fn p95(times: impl Iterator<Item = Time>) -> Time {
+        let mut times: Vec<Time> = times.collect();
+        times.sort_unstable();
+        let rank = (times.len() * 95).div_ceil(100).max(1) - 1;
+        times.get(rank).copied().unwrap_or(Time::ZERO)
+    }
+
     /// The mean, rounded down: never above what is averaged.
     pub fn mean(times: impl ExactSizeIterator<Item = Time>) -> Time {
         let count = times.len().max(1) as u128;

@@ -13,7 +13,7 @@ fn check(world_size: u64, plan: Plan, skew: Option<&str>, rows: usize) -> Trace 
         .resolve(world_size)
         .unwrap();
     let step = skew.map(|spec| routing(&layer, spec, 7));
-    let load = step.as_ref().map_or(Routing::Balanced, Routing::Step);
+    let load = Routing::of(step.as_ref());
     let trace = bed.simulate(&layer, plan, &load);
     let stats = trace.step.stats;
     assert_eq!(stats.rows, rows, "{world_size} GPUs");

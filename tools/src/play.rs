@@ -212,7 +212,7 @@ fn step<'a>(
     layer: &'a ResolvedLayer,
     routing: Option<&RoutingStep>,
 ) -> Result<Vec<Decided>, SpecError> {
-    let routing = routing.map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(routing);
     runners
         .par_iter_mut()
         .map(|runner| {
@@ -228,7 +228,7 @@ fn traces(
     routing: Option<&RoutingStep>,
     decided: &[Decided],
 ) -> Result<Vec<Trace>, SpecError> {
-    let routing = routing.map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(routing);
     runners
         .par_iter()
         .zip(decided)
@@ -246,7 +246,7 @@ fn cover(resolved: &Resolved) -> Result<Vec<Planned>, Error> {
         .into_par_iter()
         .map(|index| {
             let step = resolved.routing.step(index)?;
-            let routing = step.as_deref().map_or(Routing::Balanced, Routing::Step);
+            let routing = Routing::of(step.as_deref());
             let layer = resolved.layer(index);
             Ok(covering(layer, routing.largest_count(layer)))
         })

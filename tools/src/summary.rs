@@ -158,10 +158,8 @@ impl RunSummary {
         // cluster file.
         provenance.push(("memory", "counted".into()));
         provenance.push(("dropped_fraction", routing.trust().into()));
-        let mut times: Vec<Time> = steps.iter().map(|d| d.step.time).collect();
-        times.sort_unstable();
-        let p95 = (times.len() * 95).div_ceil(100).max(1) - 1;
-        let total: u128 = times.iter().map(|time| u128::from(time.as_ps())).sum();
+        let times = || steps.iter().map(|decided| decided.step.time);
+        let total: u128 = times().map(|time| u128::from(time.as_ps())).sum();
         let plans = count_plans(run);
         let most = plans.first().map_or(first.step.plan, |(plan, _)| *plan);
         let regret = |d: &Decided| Some(d.step.time.saturating_sub(d.oracle?));
@@ -177,7 +175,7 @@ impl RunSummary {
             strategy: run.planned.strategy.name.clone(),
             gpus: layer.world_size,
             step_time_ns: mean(&|step| step.time),
-            step_time_p95_ns: times[p95].as_ns(),
+            step_time_p95_ns: Time::p95(times()).as_ns(),
             total_time_ns: nanoseconds(total),
             stages_ns,
             exposed_communication_ns: mean(&|step| step.exposed_communication),

@@ -21,9 +21,9 @@ pub enum Routing<'a> {
 }
 
 impl<'a> Routing<'a> {
-    /// One of [`Steps`].
-    pub fn of(step: &'a Option<Arc<RoutingStep>>) -> Routing<'a> {
-        step.as_deref().map_or(Routing::Balanced, Routing::Step)
+    /// These counts; balanced where there are none.
+    pub fn of(step: Option<&'a RoutingStep>) -> Routing<'a> {
+        step.map_or(Routing::Balanced, Routing::Step)
     }
 
     /// The largest number of copies any GPU routes to any expert.

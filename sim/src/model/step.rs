@@ -146,7 +146,7 @@ pub fn steps(
         let loads: Vec<Load> = runners
             .iter()
             .zip(step_of)
-            .map(|(runner, step)| runner.load(&Routing::of(step)))
+            .map(|(runner, step)| runner.load(&Routing::of(step.as_deref())))
             .collect();
         let plans = runners
             .iter_mut()

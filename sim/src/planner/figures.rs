@@ -110,8 +110,6 @@ impl Figures {
         let mean = |of: fn(&Step) -> Time| Time::mean(steps.iter().map(|step| of(step)));
         let count = steps.len() as f64;
         let step_time = mean(|step| step.time);
-        let mut times: Vec<Time> = steps.iter().map(|step| step.time).collect();
-        times.sort_unstable();
         let provenance = steps
             .iter()
             .flat_map(|step| step.stages.iter().map(|stage| stage.provenance))
@@ -123,7 +121,7 @@ impl Figures {
         let tokens = world.tokens;
         Some(Figures {
             step_time,
-            step_time_p95: times[(times.len() * 95).div_ceil(100).max(1) - 1],
+            step_time_p95: Time::p95(steps.iter().map(|step| step.time)),
             exposed_communication: mean(|step| step.exposed_communication),
             matrix_products: mean(|step| step.matrix_products),
             memory_bound: mean(|step| step.compute.saturating_sub(step.matrix_products)),

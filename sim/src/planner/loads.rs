@@ -134,22 +134,26 @@ fn key(space: &Space<'_>, candidate: &Candidate) -> Key {
     (padding, candidate.capacity, candidate.balancing)
 }
 
+/// Steps that every group has.
+fn steps_of(routing: &[Steps]) -> usize {
+    routing.iter().map(Vec::len).min().unwrap_or(0)
+}
+
 /// Steps as they are, under a padding and a capacity setting.
 fn loaded(parts: &Parts<'_>, routing: &[Steps], padding: Padding, x: f64) -> Loaded {
     let step = |index: usize| {
         let groups = parts.layers.iter().zip(routing);
         let load = |(layer, steps): (&ResolvedLayer, &Steps)| {
-            Load::new(layer, x, padding, &Routing::of(&steps[index]))
+            Load::new(layer, x, padding, &Routing::of(steps[index].as_deref()))
         };
         LoadedStep {
             loads: groups.map(load).collect(),
             moving: Time::ZERO,
         }
     };
-    let count = routing.iter().map(Vec::len).min().unwrap_or(0);
     Loaded {
         layers: parts.layers.clone(),
-        steps: (0..count).into_par_iter().map(step).collect(),
+        steps: (0..steps_of(routing)).into_par_iter().map(step).collect(),
     }
 }
 
@@ -161,12 +165,11 @@ fn balanced(
 ) -> Result<Loaded, SpecError> {
     let scenario = parts.scenario;
     let policy = balancing.balancer(&scenario)?;
-    let count = routing.iter().map(Vec::len).min().unwrap_or(0);
     let mut found = Loaded {
         layers: Vec::new(),
         steps: Vec::new(),
     };
-    found.steps.resize_with(count, || LoadedStep {
+    found.steps.resize_with(steps_of(routing), || LoadedStep {
         loads: Vec::new(),
         moving: Time::ZERO,
     });

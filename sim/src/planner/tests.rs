@@ -297,7 +297,7 @@ fn check_bound(
     plan: Plan,
     step: Option<&RoutingStep>,
 ) -> Result<(), TestCaseError> {
-    let routing = step.map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(step);
     let load = Load::new(scenario.layer, 0.0, plan.padding, &routing);
     let program = compile(crate::compile::Source {
         layer: scenario.layer,

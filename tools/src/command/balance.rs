@@ -159,10 +159,7 @@ fn mean(row: &Row, of: impl Fn(&BalancedStep) -> Time) -> Time {
 }
 
 fn p95(row: &Row) -> Time {
-    let mut times: Vec<Time> = row.steps.iter().map(BalancedStep::time).collect();
-    times.sort_unstable();
-    let rank = (times.len() * 95).div_ceil(100).max(1) - 1;
-    times.get(rank).copied().unwrap_or(Time::ZERO)
+    Time::p95(row.steps.iter().map(BalancedStep::time))
 }
 
 fn load(row: &Row) -> f64 {

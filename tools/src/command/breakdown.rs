@@ -147,7 +147,7 @@ pub fn run(
         return Err(Error::Unexpected(message));
     };
     let routing = session.on_threads(|| resolved.routing.step(index))??;
-    let routing = routing.as_deref().map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(routing.as_deref());
     let mut runner = Runner::new(
         scenario(resolved, &*model),
         run.planned.strategy.clone(),

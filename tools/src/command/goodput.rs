@@ -126,7 +126,7 @@ fn disturbed(
     let scenario = scenario(resolved, model);
     let strategy = resolved.strategies[0].strategy.clone();
     let routing = resolved.routing.step(0)?;
-    let routing = routing.as_deref().map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(routing.as_deref());
     let refused = |error: moeplan_sim::spec::SpecError| refused(&error);
     let mut runner = Runner::new(scenario, strategy, false).map_err(refused)?;
     let plan = runner.step(&routing).map_err(refused)?.step.plan;

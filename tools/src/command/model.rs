@@ -134,11 +134,9 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
 
 impl Ran {
     fn new(steps: &[ModelStep]) -> Option<Ran> {
-        let mut times: Vec<Time> = steps.iter().map(|step| step.time).collect();
-        times.sort_unstable();
         Some(Ran {
             mean: ModelStep::mean(steps)?,
-            p95: times[(times.len() * 95).div_ceil(100).max(1) - 1],
+            p95: Time::p95(steps.iter().map(|step| step.time)),
             steps: steps.len(),
         })
     }

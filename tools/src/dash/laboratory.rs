@@ -90,7 +90,7 @@ impl Laboratory {
             .routing
             .step(step)
             .map_err(|error| error.to_string())?;
-        let routing = drawn.as_deref().map_or(Routing::Balanced, Routing::Step);
+        let routing = Routing::of(drawn.as_deref());
         let words = |error: moeplan_sim::spec::SpecError| error.to_string();
         let plan = candidates(&planned.strategy, layer)
             .map_err(words)?
@@ -233,7 +233,7 @@ fn best(
         .routing
         .step(step)
         .map_err(|error| error.to_string())?;
-    let routing = drawn.as_deref().map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(drawn.as_deref());
     let mut strategy = planned.strategy.clone();
     strategy.policy = Policy::Oracle;
     let layer = resolved.layer(step);

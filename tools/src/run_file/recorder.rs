@@ -175,7 +175,7 @@ fn record(seen: &Seen<'_>, loads: &[u64]) -> StepRecord {
 }
 
 fn routing_record(seen: &Seen<'_>, loads: &[u64]) -> RoutingRecord {
-    let routing = seen.routing.map_or(Routing::Balanced, Routing::Step);
+    let routing = Routing::of(seen.routing);
     let count = loads.len().max(1) as f64;
     let mean = loads.iter().sum::<u64>() as f64 / count;
     let squares: f64 = loads.iter().map(|load| (*load as f64 - mean).powi(2)).sum();
