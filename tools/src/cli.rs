@@ -6,8 +6,8 @@ use crate::command::report::Reported;
 use crate::command::trace::TraceCommand;
 use crate::settings::{
     BalanceSettings, BreakdownSettings, CalibrateSettings, ClusterSettings, DashSettings,
-    EconomySettings, ExecuteSettings, ExportSettings, LayerSettings, ModelSettings, OutputSettings,
-    PlanSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
+    EconomySettings, ExecuteSettings, ExportSettings, GateSettings, LayerSettings, ModelSettings,
+    OutputSettings, PlanSettings, PriceSettings, ReportSettings, RoutingSettings, StrategySettings,
     ValidateSettings, WorldSettings,
 };
 use crate::sweep::Shard;
@@ -235,6 +235,9 @@ pub struct ExecuteArgs {
     /// Where it runs.
     #[command(flatten, next_help_heading = "Execution")]
     pub execute: ExecuteSettings,
+    /// How tokens are gated.
+    #[command(flatten, next_help_heading = "Gate")]
+    pub gate: GateSettings,
     /// What.
     #[command(flatten)]
     pub scenario: ScenarioArgs,

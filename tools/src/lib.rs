@@ -196,6 +196,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
             );
             given.flags.report = args.report;
             given.flags.execute = args.execute;
+            given.flags.gate = args.gate;
             given.flags.export = args.export;
             command::execute::defaults(&mut given);
             let resolved = resolve(&given, &command::execute::strategies())?;

@@ -141,11 +141,19 @@ impl Planner<'_> {
             (chunk - base) as i64 / self.size() + (row * d) as i64
         });
         let bases: Vec<i64> = bases.collect();
-        let rows: Vec<i64> = map.rows.iter().map(|&rows| rows as i64).collect();
+        let numbers = |of: &[usize]| -> Vec<i64> { of.iter().map(|&one| one as i64).collect() };
+        let (rows, firsts) = (numbers(map.rows), numbers(map.firsts));
         let limit = i64::try_from(map.limit).unwrap_or(i64::MAX);
         let own_group = map.own_group.map_or(-1, |group| group as i32);
         let split = (map.groups as i32, map.degree as i32, own_group);
-        let places = self.find(rank, &rows, &bases, limit, split, d as i64, steps)?;
+        let places = self.find(
+            rank,
+            [&rows, &firsts, &bases],
+            limit,
+            split,
+            d as i64,
+            steps,
+        )?;
         Ok((places, base))
     }
 
@@ -161,15 +169,15 @@ impl Planner<'_> {
         let copies = self.job.lowered.geometry.tokens * self.job.lowered.geometry.top_k;
         let rows = vec![limit.min(copies as i64); first.len()];
         let bases: Vec<i64> = first.iter().map(|&column| column as i64).collect();
-        self.find(rank, &rows, &bases, limit, (1, 1, 0), 1, steps)
+        let firsts = vec![0; first.len()];
+        self.find(rank, [&rows, &firsts, &bases], limit, (1, 1, 0), 1, steps)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one launch")]
     pub(super) fn find(
         &mut self,
         rank: usize,
-        rows: &[i64],
-        bases: &[i64],
+        [rows, firsts, bases]: [&[i64]; 3],
         limit: i64,
         (groups, degree, own_group): (i32, i32, i32),
         model_dim: i64,
@@ -183,6 +191,7 @@ impl Planner<'_> {
             experts: In::at(self.extra(rank, Extra::Experts, copies * 4)?),
             locations: In::at(self.extra(rank, Extra::Locations, copies * 4)?),
             rows: In::at(self.table(rows)),
+            firsts: In::at(self.table(firsts)),
             bases: In::at(self.table(bases)),
             places: Out::at(places),
             copies: copies as i64,

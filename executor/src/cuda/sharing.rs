@@ -7,7 +7,9 @@
 use crate::backend::Job;
 use crate::memory::{Allocation, modelled_bytes};
 use moeplan_sim::ir::{BufferId, Lifetime, Program, Stream};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Every buffer starts at a multiple of this, as allocations do.
 const ALIGNMENT: usize = 256;
@@ -57,6 +59,16 @@ struct Use {
 }
 
 impl Use {
+    /// From its first operation to its last.
+    fn life(&self, ops: usize) -> Range<usize> {
+        let first = if self.from_start { 0 } else { self.ops[0] };
+        let end = match self.ops.last() {
+            Some(last) if !self.to_end => last + 1,
+            _ => ops,
+        };
+        first..end
+    }
+
     fn ends_before(&self, other: &Use, order: &Order) -> bool {
         let apart = |a: &usize| other.ops.iter().all(|b| order.precedes(*a, *b));
         !self.to_end && !other.from_start && self.ops.iter().all(apart)
@@ -64,6 +76,7 @@ impl Use {
 }
 
 /// Where the buffers of one rank lie.
+#[derive(Default)]
 pub(super) struct Layout {
     /// First byte and bytes of each buffer that the rank uses.
     pub(super) places: BTreeMap<BufferId, (usize, usize)>,
@@ -73,27 +86,36 @@ pub(super) struct Layout {
     last: usize,
 }
 
-/// Orders tried where the first leaves more than what is alive at once.
+/// Orders tried from each first one, while what is found takes more than what is alive at once.
 const ATTEMPTS: usize = 64;
 
-/// Lays out the buffers of `rank`: the largest first and, while that takes more than what may be alive at once, again
-/// with the buffer that ends last put before all others.
+/// Lays out the buffers of `rank`: the largest first and, while that takes more than what may be alive at once, in other
+/// orders too, each again and again with the buffer that ends last put before all others.
 pub(super) fn layout(job: &Job<'_>, rank: usize, order: &Order) -> Layout {
     let uses = used(job, rank);
     let least = modelled_bytes(job.program, job.lowered, Allocation::Ahead, rank);
-    let mut uses: Vec<&Use> = uses.iter().collect();
-    uses.sort_by_key(|one| (std::cmp::Reverse(one.bytes), one.buffer));
-    let mut best = placed(&uses, order);
-    let mut last = best.last;
-    for _ in 0..ATTEMPTS {
-        if best.bytes as u64 <= least {
-            break;
-        }
-        uses[..=last].rotate_right(1);
-        let next = placed(&uses, order);
-        last = next.last;
-        if next.bytes < best.bytes {
-            best = next;
+    let ops = job.program.ops.len();
+    let by_size = |one: &Use| Reverse(one.bytes);
+    let by_life = |one: &Use| Reverse(one.life(ops).len());
+    let by_both = |one: &Use| Reverse(one.bytes * one.life(ops).len());
+    let by_start = |one: &Use| Reverse(ops - one.life(ops).start);
+    let orders: [&dyn Fn(&Use) -> Reverse<usize>; 4] = [&by_size, &by_both, &by_life, &by_start];
+    let mut best = Layout {
+        bytes: usize::MAX,
+        ..Layout::default()
+    };
+    for key in orders {
+        let mut uses: Vec<&Use> = uses.iter().collect();
+        uses.sort_by_key(|one| (key(one), one.buffer));
+        for _ in 0..ATTEMPTS {
+            let found = placed(&uses, order);
+            uses[..=found.last].rotate_right(1);
+            if found.bytes < best.bytes {
+                best = found;
+            }
+            if best.bytes as u64 <= least {
+                return best;
+            }
         }
     }
     best
@@ -101,11 +123,7 @@ pub(super) fn layout(job: &Job<'_>, rank: usize, order: &Order) -> Layout {
 
 /// Puts each buffer, in this order, at the lowest place where no other is in its way.
 fn placed(uses: &[&Use], order: &Order) -> Layout {
-    let mut layout = Layout {
-        places: BTreeMap::new(),
-        bytes: 0,
-        last: 0,
-    };
+    let mut layout = Layout::default();
     let mut placed: Vec<(usize, &Use)> = Vec::new();
     for (index, one) in uses.iter().enumerate() {
         let conflicts = placed
@@ -163,9 +181,11 @@ mod tests {
     use moeplan_sim::ir::OpKind;
     use moeplan_sim::policy::candidates;
     use moeplan_sim::spec::{
-        DType, Encode, Experts, LayerSpec, Padding, Phase, ResolvedLayer, Strategy,
+        DType, Encode, Experts, LayerSpec, Layout, Padding, Phase, ResolvedLayer, Strategy,
     };
-    use moeplan_traces::{RoutingStep, Shape, TokenStep};
+    use moeplan_traces::{RoutingSpec, RoutingStep, Shape, TokenStep};
+
+    const RANKS: usize = 8;
 
     fn layer(experts: u64) -> ResolvedLayer {
         let layer = LayerSpec {
@@ -176,7 +196,7 @@ mod tests {
             dtype: DType::Fp16,
             ..LayerSpec::default()
         };
-        layer.resolve(4).unwrap()
+        layer.resolve(RANKS as u64).unwrap()
     }
 
     fn program(layer: &ResolvedLayer, plan: Plan, counts: &RoutingStep) -> Program {
@@ -191,14 +211,41 @@ mod tests {
         compile(source).unwrap()
     }
 
-    fn tokens(experts: usize) -> TokenStep {
+    fn tokens(experts: usize, routing: &str) -> TokenStep {
         let shape = Shape {
-            ranks: 4,
+            ranks: RANKS,
             experts,
             tokens_per_rank: 256,
             top_k: 2,
         };
-        crate::assign::tokens_of(&RoutingStep::uniform(&shape, 0, 0).unwrap()).unwrap()
+        let routing: RoutingSpec = routing.parse().unwrap();
+        let counts = routing.generate(&shape, 1, 0, 0).unwrap();
+        crate::assign::tokens_of(&counts).unwrap()
+    }
+
+    /// Bytes that each of `ranks` takes, over those that the memory model says.
+    fn of_model(
+        layer: &ResolvedLayer,
+        plan: Plan,
+        tokens: &TokenStep,
+        ranks: Range<usize>,
+    ) -> Vec<f64> {
+        let program = program(layer, plan, &tokens.counts());
+        let lowered = lower(&program, &tokens.counts()).unwrap();
+        let inputs = Inputs::random(layer, 0, Routed::Forced(tokens.clone()));
+        let job = Job {
+            program: &program,
+            lowered: &lowered,
+            inputs: &inputs,
+            weights: &[],
+            tokens,
+        };
+        let order = Order::new(&program);
+        let ratio = |rank| {
+            let model = modelled_bytes(&program, &lowered, Allocation::Ahead, rank);
+            layout(&job, rank, &order).bytes as f64 / model as f64
+        };
+        ranks.map(ratio).collect()
     }
 
     #[test]
@@ -207,7 +254,7 @@ mod tests {
             forward_degree: 2,
             ..Plan::PLAIN
         };
-        let program = program(&layer(8), plan, &tokens(8).counts());
+        let program = program(&layer(8), plan, &tokens(8, "uniform").counts());
         let order = Order::new(&program);
         for (id, op) in program.iter() {
             let index = id.index();
@@ -227,22 +274,10 @@ mod tests {
     /// of placing finds the best layout.
     #[test]
     fn a_rank_needs_what_the_memory_model_says() {
-        for experts in [8, 2] {
-            let (layer, tokens) = (layer(experts), tokens(experts as usize));
-            for plan in all_plans(&layer) {
-                let program = program(&layer, plan, &tokens.counts());
-                let lowered = lower(&program, &tokens.counts()).unwrap();
-                let inputs = Inputs::random(&layer, 0, Routed::Forced(tokens.clone()));
-                let job = Job {
-                    program: &program,
-                    lowered: &lowered,
-                    inputs: &inputs,
-                    weights: &[],
-                    tokens: &tokens,
-                };
-                let layout = layout(&job, 0, &Order::new(&program));
-                let model = modelled_bytes(&program, &lowered, Allocation::Ahead, 0);
-                let ratio = layout.bytes as f64 / model as f64;
+        for experts in [8, 4] {
+            let (layer, tokens) = (layer(experts), tokens(experts as usize, "uniform"));
+            for plan in plans(&layer, Padding::Capacity) {
+                let ratio = of_model(&layer, plan, &tokens, 0..1)[0];
                 assert!(
                     (1.0..1.001).contains(&ratio),
                     "{plan}: {ratio} of the model"
@@ -251,24 +286,44 @@ mod tests {
         }
     }
 
-    /// Every plan that pads, and sparse ones that do not.
-    fn all_plans(layer: &ResolvedLayer) -> Vec<Plan> {
-        let strategies = [Encode::Sparse, Encode::Dense]
-            .into_iter()
-            .flat_map(|encode| {
-                let layouts = [
-                    moeplan_sim::spec::Layout::Flexible,
-                    moeplan_sim::spec::Layout::Conventional,
-                ];
-                layouts.map(|layout| (encode, layout, Padding::Capacity))
-            });
-        let dropless = (
-            Encode::Sparse,
-            moeplan_sim::spec::Layout::Flexible,
-            Padding::Dropless,
-        );
-        let strategies = strategies.chain([dropless]);
-        let plans = strategies.flat_map(|(encode, layout, padding)| {
+    /// Programs state chunks of dropless plans as equal shares; really each expert's rows are cut for themselves.
+    #[test]
+    fn skewed_dropless_ranks_need_about_what_the_memory_model_says() {
+        for (experts, routing) in [(8, "zipf:1.2"), (16, "hot:0.5"), (64, "zipf:1.2")] {
+            let (layer, tokens) = (layer(experts), tokens(experts as usize, routing));
+            for plan in plans(&layer, Padding::Dropless) {
+                for backward_degree in [plan.forward_degree, 8] {
+                    let plan = Plan {
+                        backward_degree,
+                        ..plan
+                    };
+                    for (rank, ratio) in of_model(&layer, plan, &tokens, 0..RANKS)
+                        .into_iter()
+                        .enumerate()
+                    {
+                        assert!(
+                            (0.98..1.08).contains(&ratio),
+                            "{experts} experts, {routing}, {plan}, rank {rank}: {ratio} of the model"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sparse plans, and where they pad also dense ones, in both layouts.
+    fn plans(layer: &ResolvedLayer, padding: Padding) -> Vec<Plan> {
+        let (sparse, flexible) = (Encode::Sparse, Layout::Flexible);
+        let kinds: &[(Encode, Layout)] = match padding {
+            Padding::Dropless => &[(sparse, flexible)],
+            Padding::Capacity => &[
+                (sparse, flexible),
+                (sparse, Layout::Conventional),
+                (Encode::Dense, flexible),
+                (Encode::Dense, Layout::Conventional),
+            ],
+        };
+        let of_kind = |&(encode, layout): &(Encode, Layout)| {
             let strategy = Strategy {
                 encode,
                 layout,
@@ -276,7 +331,7 @@ mod tests {
                 ..Strategy::tutel()
             };
             candidates(&strategy, layer).unwrap()
-        });
-        plans.collect()
+        };
+        kinds.iter().flat_map(of_kind).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::ExecError;
 use crate::cosine::CosineLayout;
-use moeplan_sim::ir::{ExpertRows, Homes, OpKind, Pass, Program, bounds_of_chunk};
+use moeplan_sim::ir::{ExpertRows, Homes, OpKind, Pass, Program, rows_of_chunk};
 use moeplan_sim::spec::Encode;
 use moeplan_traces::RoutingStep;
 use std::ops::Range;
@@ -252,7 +252,8 @@ impl Geometry {
     /// Which of those rows are in `chunk`.
     pub fn cut(&self, source: usize, expert: usize, group: usize, chunk: Chunk) -> Range<usize> {
         let rows = self.rows(source, expert, group) as u64;
-        let bounds = bounds_of_chunk(rows, chunk.index as u64, chunk.degree as u64);
+        let turn = (source + expert) as u64;
+        let bounds = rows_of_chunk(rows, chunk.index as u64, chunk.degree as u64, turn);
         bounds.start as usize..bounds.end as usize
     }
 
@@ -329,7 +330,9 @@ pub struct SlotMap {
     degree: usize,
     /// Rows of each (expert, group).
     rows: Vec<usize>,
-    /// First row of each (chunk, expert, group).
+    /// Which of them is the first of each (chunk, expert, group).
+    firsts: Vec<usize>,
+    /// Where that one lies in the chunk.
     starts: Vec<usize>,
     experts: usize,
     padded: bool,
@@ -341,14 +344,15 @@ impl SlotMap {
     pub fn new(geometry: &Geometry, rank: usize, degree: usize) -> SlotMap {
         let (experts, groups) = (geometry.experts, geometry.groups());
         let mut starts = Vec::with_capacity(degree * experts * groups);
+        let mut firsts = Vec::with_capacity(degree * experts * groups);
         for index in 0..degree {
             let mut at = 0;
             for expert in 0..experts {
                 for group in 0..groups {
+                    let cut = geometry.cut(rank, expert, group, Chunk { index, degree });
                     starts.push(at);
-                    at += geometry
-                        .cut(rank, expert, group, Chunk { index, degree })
-                        .len();
+                    firsts.push(cut.start);
+                    at += cut.len();
                 }
             }
         }
@@ -360,6 +364,7 @@ impl SlotMap {
             rows: cells
                 .map(|(expert, group)| geometry.rows(rank, expert, group))
                 .collect(),
+            firsts,
             starts,
             experts,
             padded: geometry.capacity.is_some(),
@@ -384,13 +389,14 @@ impl SlotMap {
         if index >= rows {
             return None;
         }
-        // The last chunk whose first row, floor(rows * chunk / degree), is not beyond the index.
-        let chunk = ((index + 1) * self.degree - 1) / rows;
-        let cell = (chunk * self.experts + expert) * self.groups + group;
-        Some((
-            chunk,
-            self.starts[cell] + index - rows * chunk / self.degree,
-        ))
+        let cell = |chunk: usize| (chunk * self.experts + expert) * self.groups + group;
+        // The last chunk that starts at the row or before it: empty ones start where the next does.
+        let chunk = (1..self.degree)
+            .take_while(|&chunk| self.firsts[cell(chunk)] <= index)
+            .last()
+            .unwrap_or(0);
+        let cell = cell(chunk);
+        Some((chunk, self.starts[cell] + index - self.firsts[cell]))
     }
 }
 
@@ -405,7 +411,9 @@ pub(crate) struct SlotTables<'a> {
     pub(crate) degree: usize,
     /// (E, groups): slots.
     pub(crate) rows: &'a [usize],
-    /// (degree, E, groups): first row in the chunk.
+    /// (degree, E, groups): first of them in the chunk.
+    pub(crate) firsts: &'a [usize],
+    /// (degree, E, groups): where it lies in the chunk.
     pub(crate) starts: &'a [usize],
     /// The only group in use; `None` where groups fill one after the other.
     pub(crate) own_group: Option<usize>,
@@ -419,6 +427,7 @@ impl SlotMap {
             groups: self.groups,
             degree: self.degree,
             rows: &self.rows,
+            firsts: &self.firsts,
             starts: &self.starts,
             own_group: (!self.padded).then_some(self.own_group),
         }

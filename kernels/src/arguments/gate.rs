@@ -209,7 +209,9 @@ kernel! {
         locations: In<i32>,
         /// (E, groups): slots.
         rows: In<i64>,
-        /// (degree, E, groups): element offset of the first slot in a chunk.
+        /// (degree, E, groups): the first slot in a chunk.
+        firsts: In<i64>,
+        /// (degree, E, groups): its element offset.
         bases: In<i64>,
         /// (T, k).
         places: Out<i64>,

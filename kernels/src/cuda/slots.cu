@@ -85,10 +85,11 @@ PLAIN_KERNEL(slot_assign)(const int* __restrict__ experts, const int* __restrict
 //
 // An expert takes `limit` copies. Its rows are split over `groups` row groups: padded buffers fill one group after the
 // other, dropless ones (`own_group` >= 0) use one only. rows (E, groups) are the slots of each; they are cut into `degree`
-// nearly equal chunks, part c from floor(rows c / degree) on; bases (degree, E, groups) say where a part begins.
+// chunks: firsts (degree, E, groups) say which slot each begins with, bases (degree, E, groups) where that one lies.
 PLAIN_KERNEL(slot_places)(const int* __restrict__ experts, const int* __restrict__ locations,
-                          const i64* __restrict__ rows, const i64* __restrict__ bases, i64* __restrict__ places,
-                          i64 copies, int num_experts, int groups, int degree, i64 limit, int own_group, i64 model_dim) {
+                          const i64* __restrict__ rows, const i64* __restrict__ firsts,
+                          const i64* __restrict__ bases, i64* __restrict__ places, i64 copies, int num_experts, int groups,
+                          int degree, i64 limit, int own_group, i64 model_dim) {
     for (i64 copy = global_thread(); copy < copies; copy += num_threads()) {
         i64 expert = experts[copy], location = locations[copy], place = -1;
         if (location < limit) {
@@ -100,9 +101,10 @@ PLAIN_KERNEL(slot_places)(const int* __restrict__ experts, const int* __restrict
             }
             i64 slots = group < groups ? rows[expert * groups + group] : 0;
             if (index < slots) {
-                i64 chunk = ((index + 1) * degree - 1) / slots;
-                i64 cell = (chunk * num_experts + expert) * groups + group;
-                place = bases[cell] + (index - slots * chunk / degree) * model_dim;
+                // The last chunk that begins at the slot or before it: empty ones begin where the next does.
+                i64 cell = expert * groups + group, cells = (i64)num_experts * groups;
+                for (int next = 1; next < degree && firsts[cell + cells] <= index; next++) cell += cells;
+                place = bases[cell] + (index - firsts[cell]) * model_dim;
             }
         }
         places[copy] = place;

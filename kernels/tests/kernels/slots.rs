@@ -129,13 +129,15 @@ fn places(
     };
     // Every slot by (expert, group, index), in the order of memory.
     let mut slots = std::collections::BTreeMap::new();
-    let mut bases = Vec::new();
+    let (mut firsts, mut bases) = (Vec::new(), Vec::new());
     for chunk in 0..degree {
         for expert in 0..s.experts {
             for group in 0..groups {
                 bases.push(slots.len() as i64 * d);
-                let rows = rows_of(expert, group);
-                for index in rows * chunk / degree..rows * (chunk + 1) / degree {
+                // Any cut will do, also one of chunks that are not equal and may be empty.
+                let bound = |chunk| (rows_of(expert, group) * chunk + expert % degree) / degree;
+                firsts.push(bound(chunk) as i64);
+                for index in bound(chunk)..bound(chunk + 1) {
                     slots.insert((expert, group, index), slots.len() as i64 * d);
                 }
             }
@@ -149,12 +151,13 @@ fn places(
     } else {
         usize::MAX >> 1
     };
-    let (rows_at, bases_at) = (device.i64s(&rows), device.i64s(&bases));
+    let [rows_at, firsts_at, bases_at] = [&rows, &firsts, &bases].map(|table| device.i64s(table));
     let places = device.allocate(experts.len() * 8);
     device.launch(&SlotPlaces {
         experts: input(at.0),
         locations: input(at.1),
         rows: input(rows_at),
+        firsts: input(firsts_at),
         bases: input(bases_at),
         places: output(places),
         copies: experts.len() as i64,

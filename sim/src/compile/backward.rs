@@ -92,16 +92,8 @@ pub(super) fn emit(
             format!("expert output gradient {chunk}"),
             shapes.bytes(&rows, d),
         );
-        let traffic = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
-        let elements = shapes.sent_rows(chunk as u64, degree).map(|rows| rows * d);
-        exchange::emit(
-            builder,
-            plan.all_to_all,
-            traffic,
-            &elements,
-            gradient,
-            received,
-        );
+        let exchanges = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
+        exchange::emit(builder, plan.all_to_all, exchanges, gradient, received);
         expert_gradient.push(received);
     }
     let mut input_gradient = Vec::new();
@@ -123,16 +115,8 @@ pub(super) fn emit(
             format!("dispatch input gradient {chunk}"),
             shapes.bytes(&rows, d),
         );
-        let traffic = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
-        let elements = shapes.received_rows(chunk, degree).map(|rows| rows * d);
-        exchange::emit(
-            builder,
-            plan.all_to_all,
-            traffic,
-            &elements,
-            gradient,
-            returned,
-        );
+        let exchanges = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
+        exchange::emit(builder, plan.all_to_all, exchanges, gradient, returned);
         input_gradient.push(returned);
     }
     if let (Some((scope, bytes)), Some(full), Some(slice)) =

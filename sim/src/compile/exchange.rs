@@ -6,50 +6,62 @@ use crate::ir::{
 use crate::spec::AllToAll;
 use std::sync::Arc;
 
-/// Emits one All-to-All from `input` to `output` on the communication stream: `phases` as
-/// [`uniform_phases`] or [`uneven_phases`] cut them. `elements` is the size of the buffer, which
-/// hierarchical algorithms copy before every phase.
+/// One exchange of an All-to-All.
+#[derive(Debug, Clone)]
+pub(super) struct Exchange {
+    /// Who sends how much to whom.
+    pub(super) traffic: Traffic,
+    /// Elements that a rank holds before it. Ranks that all send as much hold as much all along; uneven rows gather
+    /// on the way at ranks that they only pass.
+    pub(super) held: PerRank<u64>,
+}
+
+/// Emits one All-to-All from `input` to `output` on the communication stream, by the exchanges that [`uniform_phases`] or
+/// [`uneven_phases`] cut it into. Hierarchical algorithms copy what they hold before each.
 pub(super) fn emit(
     builder: &mut ProgramBuilder,
     algorithm: AllToAll,
-    phases: Vec<Traffic>,
-    elements: &PerRank<u64>,
+    exchanges: Vec<Exchange>,
     input: BufferId,
     output: BufferId,
 ) {
     let (transport, copies) = match algorithm {
         AllToAll::Linear | AllToAll::TwoDh | AllToAll::ThreeDh => {
-            (Transport::Grouped, phases.len() > 1)
+            (Transport::Grouped, exchanges.len() > 1)
         }
         AllToAll::TwoDhFused => (Transport::FusedSimple, false),
         AllToAll::TwoDhLl128 => (Transport::FusedLl128, false),
     };
-    let last = phases.len() - 1;
-    let staged = builder.bytes(input).clone();
+    let staging = |builder: &mut ProgramBuilder, elements: &PerRank<u64>| {
+        let element_bytes = builder.dtype().bytes();
+        let bytes = elements.map(|elements| elements.saturating_mul(element_bytes));
+        builder.buffer("all-to-all staging", bytes)
+    };
     let mut current = input;
-    for (phase, traffic) in phases.into_iter().enumerate() {
+    let mut exchanges = exchanges.into_iter().peekable();
+    let mut first = true;
+    while let Some(Exchange { traffic, held }) = exchanges.next() {
         if copies {
-            let aligned = builder.buffer("all-to-all staging", staged.clone());
+            let aligned = staging(builder, &held);
             let kind = OpKind::Elementwise {
                 what: Elementwise::StrideCopy,
-                elements: elements.clone(),
+                elements: held,
             };
             builder.push(Stream::Communication, kind, &[current], &[aligned]);
             current = aligned;
         }
-        let target = if phase == last {
-            output
-        } else {
-            builder.buffer("all-to-all staging", staged.clone())
+        let target = match exchanges.peek() {
+            Some(next) => staging(builder, &next.held),
+            None => output,
         };
         let traffic = builder.traffic(traffic);
         let kind = OpKind::Exchange {
             traffic,
             transport,
-            first: phase == 0,
+            first,
         };
         builder.push(Stream::Communication, kind, &[current], &[target]);
-        current = target;
+        (current, first) = (target, false);
     }
 }
 
@@ -91,23 +103,46 @@ fn nodes_per_group(nodes: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// The exchanges of an All-to-All in which every rank sends every other `bytes_per_peer`. Every
+/// The exchanges of an All-to-All in which every rank sends every other `bytes_per_peer` of the `held` elements. Every
 /// phase of a hierarchical one moves the whole buffer, in messages of 1/size of it: S/m within the
 /// node, m·S/n between nodes (Algorithm 2).
 pub(super) fn uniform_phases(
     algorithm: AllToAll,
     bytes_per_peer: u64,
+    held: &PerRank<u64>,
     world: (usize, usize),
-) -> Vec<Traffic> {
+) -> Vec<Exchange> {
     let message = |scope: Scope| bytes_per_peer * (world.0 / scope.group_size(world.0)) as u64;
     let dimensions = dimensions(algorithm, world.0, world.1);
     dimensions
         .into_iter()
-        .map(|scope| Traffic::Uniform {
-            scope,
-            bytes_per_peer: message(scope),
+        .map(|scope| Exchange {
+            traffic: Traffic::Uniform {
+                scope,
+                bytes_per_peer: message(scope),
+            },
+            held: held.clone(),
         })
         .collect()
+}
+
+/// One exchange of uneven rows.
+#[derive(Debug)]
+pub(super) struct UnevenPhase {
+    /// The ranks that meet.
+    pub(super) scope: Scope,
+    /// Rows by (rank, peer).
+    pub(super) rows: Arc<Vec<u32>>,
+    /// Rows that each rank holds before it.
+    pub(super) held: PerRank<u64>,
+}
+
+impl UnevenPhase {
+    fn new(scope: Scope, rows: Arc<Vec<u32>>, world_size: usize) -> UnevenPhase {
+        let sum = |row: &[u32]| row.iter().map(|&rows| u64::from(rows)).sum();
+        let held = PerRank::Each(rows.chunks(world_size).map(sum).collect());
+        UnevenPhase { scope, rows, held }
+    }
 }
 
 /// The same on uneven rows: after the phase of a dimension, a row sits on a rank that agrees with
@@ -116,16 +151,16 @@ pub(super) fn uneven_phases(
     algorithm: AllToAll,
     rows: &Arc<Vec<u32>>,
     world: (usize, usize),
-) -> Vec<(Scope, Arc<Vec<u32>>)> {
+) -> Vec<UnevenPhase> {
     let dimensions = dimensions(algorithm, world.0, world.1);
     if let [scope] = dimensions[..] {
-        return vec![(scope, rows.clone())];
+        return vec![UnevenPhase::new(scope, rows.clone(), world.0)];
     }
     let mut held = rows.as_ref().clone();
     let mut phase = |scope| {
         let (moved, next) = walk(&held, scope, world.0);
         held = next;
-        (scope, Arc::new(moved))
+        UnevenPhase::new(scope, Arc::new(moved), world.0)
     };
     dimensions.into_iter().map(&mut phase).collect()
 }
@@ -176,11 +211,11 @@ mod tests {
 
     #[test]
     fn two_dh_messages_have_the_sizes_of_algorithm_2() {
-        let phases = uniform_phases(AllToAll::TwoDh, 10, (64, 8));
+        let phases = uniform_phases(AllToAll::TwoDh, 10, &PerRank::Same(160), (64, 8));
         // S = 640: S/m = 80 to a neighbour in the node, m·S/n = 80 to each of the 8 nodes.
-        assert_eq!(phases[0].bytes(0, 1, 64), 80);
-        assert_eq!(phases[1].bytes(0, 8, 64), 80);
-        assert_eq!(phases[1].bytes(0, 9, 64), 0);
+        assert_eq!(phases[0].traffic.bytes(0, 1, 64), 80);
+        assert_eq!(phases[1].traffic.bytes(0, 8, 64), 80);
+        assert_eq!(phases[1].traffic.bytes(0, 9, 64), 0);
     }
 
     #[test]

@@ -105,9 +105,8 @@ pub(super) fn emit(
         builder.at(Stage::Dispatch, Pass::Forward, chunk);
         let rows = shapes.received_rows(chunk as u64, degree);
         let output = builder.buffer(format!("dispatch output {chunk}"), shapes.bytes(&rows, d));
-        let traffic = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
-        let elements = chunk_rows(chunk as u64).map(|rows| rows * d);
-        exchange::emit(builder, plan.all_to_all, traffic, &elements, input, output);
+        let exchanges = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
+        exchange::emit(builder, plan.all_to_all, exchanges, input, output);
         saved.expert_input.push(output);
     }
     for chunk in 0..degree {
@@ -121,16 +120,8 @@ pub(super) fn emit(
             format!("combined {chunk}"),
             shapes.bytes(&chunk_rows(chunk), d),
         );
-        let traffic = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
-        let elements = shapes.received_rows(chunk, degree).map(|rows| rows * d);
-        exchange::emit(
-            builder,
-            plan.all_to_all,
-            traffic,
-            &elements,
-            output,
-            combined,
-        );
+        let exchanges = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
+        exchange::emit(builder, plan.all_to_all, exchanges, output, combined);
         saved.combined.push(combined);
     }
 

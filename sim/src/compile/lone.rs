@@ -1,6 +1,6 @@
 //! A program of one All-to-All, to price it without a layer around it.
 
-use super::exchange;
+use super::exchange::{self, Exchange};
 use crate::ir::{PerRank, Program, ProgramBuilder, Stage, Traffic};
 use crate::spec::{AllToAll, DType};
 use std::sync::Arc;
@@ -32,35 +32,45 @@ pub fn all_to_all(
 ) -> Program {
     let world = (world_size, gpus_per_node);
     let dtype = DType::Fp32;
-    let (phases, bytes) = match payload {
-        Payload::Uniform { bytes_per_peer } => (
-            exchange::uniform_phases(algorithm, *bytes_per_peer, world),
-            PerRank::Same(bytes_per_peer.saturating_mul(world_size as u64)),
-        ),
+    let elements = |bytes: u64| bytes.div_ceil(dtype.bytes());
+    let mut builder = ProgramBuilder::new(world_size, gpus_per_node, dtype);
+    let (exchanges, sent, received) = match payload {
+        Payload::Uniform { bytes_per_peer } => {
+            let bytes = bytes_per_peer.saturating_mul(world_size as u64);
+            let held = PerRank::Same(elements(bytes));
+            let exchanges = exchange::uniform_phases(algorithm, *bytes_per_peer, &held, world);
+            (exchanges, PerRank::Same(bytes), PerRank::Same(bytes))
+        }
         Payload::Matrix { rows, row_bytes } => {
             let phases = exchange::uneven_phases(algorithm, rows, world);
-            let traffic = |(scope, rows)| Traffic::Matrix {
-                scope,
-                rows,
-                row_bytes: *row_bytes,
-                chunk: 0,
-                chunks: 1,
-            };
-            let sent = rows.chunks(world_size).map(|row| {
-                let rows: u64 = row.iter().map(|&rows| u64::from(rows)).sum();
-                rows.saturating_mul(*row_bytes)
+            let exchanges = phases.iter().map(|phase| Exchange {
+                traffic: Traffic::Matrix {
+                    scope: phase.scope,
+                    rows: phase.rows.clone(),
+                    row_bytes: *row_bytes,
+                    chunk: 0,
+                    chunks: 1,
+                },
+                held: phase
+                    .held
+                    .map(|rows| elements(rows.saturating_mul(*row_bytes))),
             });
-            (
-                phases.into_iter().map(traffic).collect(),
-                PerRank::Each(sent.collect()),
-            )
+            let bytes = |rows: &u64| rows.saturating_mul(*row_bytes);
+            let mut received = vec![0; world_size];
+            for row in rows.chunks(world_size) {
+                let row = row.iter().map(|&rows| u64::from(rows));
+                received
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, rows)| *sum += rows);
+            }
+            let received = PerRank::Each(received.iter().map(bytes).collect());
+            (exchanges.collect(), phases[0].held.map(bytes), received)
         }
     };
-    let mut builder = ProgramBuilder::new(world_size, gpus_per_node, dtype);
-    let input = builder.buffer("send", bytes.clone());
-    let output = builder.buffer("receive", bytes.clone());
-    let elements = bytes.map(|bytes| bytes.div_ceil(dtype.bytes()));
+    let input = builder.buffer("send", sent);
+    let output = builder.buffer("receive", received);
     builder.at(Stage::Dispatch, crate::ir::Pass::Forward, 0);
-    exchange::emit(&mut builder, algorithm, phases, &elements, input, output);
+    exchange::emit(&mut builder, algorithm, exchanges, input, output);
     builder.finish()
 }

@@ -1,8 +1,9 @@
 //! Shapes of the step's tensors and the persistent weights.
 
+use super::Source;
 use super::capacity::least_common_multiple;
+use super::exchange::{self, Exchange};
 use super::uneven::Uneven;
-use super::{Source, exchange};
 use crate::ir::{BufferId, ExpertRows, PerRank, ProgramBuilder, Scope, Traffic, share_of_chunk};
 use crate::spec::{AllToAll, DType, Layout, Padding, Phase, ResolvedLayer};
 use std::sync::Arc;
@@ -118,27 +119,41 @@ impl Shapes {
         chunk: u64,
         degree: u64,
         transposed: bool,
-    ) -> Vec<Traffic> {
-        match &self.uneven {
-            None => {
-                let bytes_per_peer =
-                    self.local_experts * self.capacity * self.adaptive_r * self.row_bytes
-                        / self.sharded_count
-                        / degree;
-                exchange::uniform_phases(algorithm, bytes_per_peer, self.world)
-            }
-            Some(uneven) => uneven
-                .phases(algorithm, transposed, self.world)
-                .iter()
-                .map(|(scope, rows)| Traffic::Matrix {
-                    scope: *scope,
-                    rows: rows.clone(),
+    ) -> Vec<Exchange> {
+        let rows = match transposed {
+            false => self.sent_rows(chunk, degree),
+            true => self.received_rows(chunk, degree),
+        };
+        let elements = |rows: &PerRank<u64>| rows.map(|rows| rows * self.model_dim);
+        let Some(uneven) = &self.uneven else {
+            let bytes_per_peer =
+                self.local_experts * self.capacity * self.adaptive_r * self.row_bytes
+                    / self.sharded_count
+                    / degree;
+            return exchange::uniform_phases(
+                algorithm,
+                bytes_per_peer,
+                &elements(&rows),
+                self.world,
+            );
+        };
+        let phases = uneven.phases(algorithm, transposed, self.world);
+        let phases = phases.iter().enumerate();
+        phases
+            .map(|(index, phase)| Exchange {
+                traffic: Traffic::Matrix {
+                    scope: phase.scope,
+                    rows: phase.rows.clone(),
                     row_bytes: self.row_bytes,
                     chunk: chunk as u32,
                     chunks: degree as u32,
-                })
-                .collect(),
-        }
+                },
+                held: match index {
+                    0 => elements(&rows),
+                    _ => elements(&phase.held.map(|&rows| share_of_chunk(rows, chunk, degree))),
+                },
+            })
+            .collect()
     }
 
     /// Bytes of `rows` rows of `channels` channels.

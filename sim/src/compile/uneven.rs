@@ -1,13 +1,13 @@
 //! Rows by (source, destination) of a dropless All-to-All-v, and their hierarchical phases.
 
-use super::exchange;
-use crate::ir::{Homes, Scope};
+use super::exchange::{self, UnevenPhase};
+use crate::ir::Homes;
 use crate::spec::{AllToAll, ResolvedLayer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Rows an exchange moves, by the ranks that meet in it.
-pub(super) type Phases = Arc<Vec<(Scope, Arc<Vec<u32>>)>>;
+/// The exchanges of one All-to-All.
+pub(super) type Phases = Arc<Vec<UnevenPhase>>;
 
 /// An uneven routing step, laid out over ranks for one value of r.
 #[derive(Debug)]

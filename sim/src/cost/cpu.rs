@@ -74,29 +74,28 @@ pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
             ..
         } => {
             let (t, d) = (*tokens as f64, *model_dim as f64);
-            // The projection of a cosine gate; experts are then compared in its channels.
-            let (channels, projection) = match (*gate, op.pass) {
-                (Gate::Linear, _) => (*model_dim, Vec::new()),
-                (Gate::Cosine { projection_dim }, Pass::Forward) => {
-                    let shape = [t, projection_dim as f64, d];
-                    (projection_dim, vec![products(1.0, shape, Order::Plain)])
+            // A product of few columns is bound by reading one side, once for every eight experts.
+            let comparisons = experts.div_ceil(8);
+            let (products, name, reads) = match (*gate, op.pass) {
+                (Gate::Linear, Pass::Forward) => (Vec::new(), "gate", model_dim * comparisons),
+                (Gate::Linear, Pass::Backward) => {
+                    (Vec::new(), "gate gradient", model_dim * comparisons)
                 }
-                (Gate::Cosine { projection_dim }, Pass::Backward) => {
-                    let p = projection_dim as f64;
-                    let of_weight = products(1.0, [d, p, t], Order::LeftTransposed);
-                    let of_tokens = products(1.0, [t, d, p], Order::RightTransposed);
-                    (projection_dim, vec![of_weight, of_tokens])
+                // A projection; its channels are then normalised and compared with each expert's.
+                (Gate::Cosine { projection_dim: p }, Pass::Forward) => {
+                    let projection = products(1.0, [t, p as f64, d], Order::Plain);
+                    (vec![projection], "cosine gate", p * (1 + comparisons))
                 }
-            };
-            // A product of few columns is bound by reading the tokens, once for every eight experts.
-            let reads = tokens * channels * experts.div_ceil(8);
-            let name = match op.pass {
-                Pass::Forward => "gate",
-                Pass::Backward => "gate gradient",
+                (Gate::Cosine { projection_dim: p }, Pass::Backward) => {
+                    let of_weight = products(1.0, [d, p as f64, t], Order::LeftTransposed);
+                    let of_tokens = products(1.0, [t, d, p as f64], Order::RightTransposed);
+                    let reads = p * (1 + comparisons);
+                    (vec![of_weight, of_tokens], "cosine gate gradient", reads)
+                }
             };
             Demand {
-                products: projection,
-                pass: Some((name, 4.0 * reads as f64)),
+                products,
+                pass: Some((name, 4.0 * (tokens * reads) as f64)),
             }
         }
         OpKind::CapacitySync => Demand::default(),

@@ -26,5 +26,5 @@ pub use placement::{Homes, Placement};
 pub use program::{Program, ProgramBuilder};
 pub use ring::Ring;
 pub use timeline::{Span, Timeline};
-pub use traffic::{Traffic, TrafficId, bounds_of_chunk, share_of_chunk};
+pub use traffic::{Traffic, TrafficId, rows_of_chunk, share_of_chunk};
 pub use work::Work;

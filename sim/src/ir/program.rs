@@ -214,9 +214,9 @@ impl ProgramBuilder {
         self.program.buffers[buffer.0 as usize].bytes = PerRank::Same(bytes);
     }
 
-    /// Bytes of a buffer on each rank.
-    pub fn bytes(&self, buffer: BufferId) -> &PerRank<u64> {
-        &self.program.buffers[buffer.0 as usize].bytes
+    /// Number type of tensors.
+    pub fn dtype(&self) -> DType {
+        self.program.dtype
     }
 
     /// Registers a byte matrix; equal ones are stored once.

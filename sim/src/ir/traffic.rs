@@ -34,16 +34,27 @@ pub enum Traffic {
     },
 }
 
-/// The items of part `chunk` when `total` items are cut into `chunks` nearly equal parts, one after
-/// the other.
-pub fn bounds_of_chunk(total: u64, chunk: u64, chunks: u64) -> std::ops::Range<u64> {
-    total * chunk / chunks..total * (chunk + 1) / chunks
+/// How many items part `chunk` has when `total` items are cut into `chunks` nearly equal parts; the parts of all chunks
+/// add up to `total`.
+pub fn share_of_chunk(total: u64, chunk: u64, chunks: u64) -> u64 {
+    total * (chunk + 1) / chunks - total * chunk / chunks
 }
 
-/// How many items that part has; the parts of all chunks add up to `total`.
-pub fn share_of_chunk(total: u64, chunk: u64, chunks: u64) -> u64 {
-    let bounds = bounds_of_chunk(total, chunk, chunks);
-    bounds.end - bounds.start
+/// Turns after which the shifts of [`rows_of_chunk`] repeat.
+const TURNS: u32 = 64;
+
+/// The rows of part `chunk` when `rows` rows of a source for an expert are cut into `chunks` nearly equal parts, one after
+/// the other. Rows that are left over go to other parts on another `turn`, so that many short lists, each cut for itself,
+/// fill all chunks alike and each nearly is the [`share_of_chunk`] of them all.
+///
+/// A cut is shifted by as much of a row whatever `chunks` is, so a row of the first half of one cut is in the first half of
+/// any other.
+pub fn rows_of_chunk(rows: u64, chunk: u64, chunks: u64, turn: u64) -> std::ops::Range<u64> {
+    let turns = u64::from(TURNS);
+    // Bits reversed: any few turns in a row lie far from each other.
+    let shift = u64::from((turn as u32 % TURNS).reverse_bits() >> (u32::BITS - TURNS.ilog2()));
+    let bound = |chunk: u64| (turns * rows * chunk + shift * chunks) / (turns * chunks);
+    bound(chunk)..bound(chunk + 1)
 }
 
 impl Traffic {

@@ -126,6 +126,17 @@ pub(super) fn cpu(cores: u64) -> Result<Vec<Case>, SpecError> {
             );
         }
     }
+    for (tokens, dims, projection_dim) in [
+        (64, (256, 256), 64),
+        (192, (256, 256), 256),
+        (384, (512, 256), 128),
+        (768, (256, 256), 256),
+        (1536, (256, 256), 512),
+    ] {
+        let mut layer = layer(ranks, tokens, dims, 2.0)?;
+        layer.spec.gate = Gate::Cosine { projection_dim };
+        add(Purpose::Operations, layer, ranks, Plan::PLAIN, training);
+    }
     for ranks in RANKS {
         for (adaptive_r, degree, phase) in [
             (0, 1, Phase::Forward),
@@ -213,8 +224,12 @@ impl Case {
             DType::Fp32 => String::new(),
             dtype => format!("{dtype} "),
         };
+        let gate = match spec.gate {
+            Gate::Linear => String::new(),
+            gate @ Gate::Cosine { .. } => format!("{gate} "),
+        };
         let id = format!(
-            "{purpose:?} {number}W{} m{gpus_per_node} T{} D{} H{} E{} {plan} {} {} {} {phase}",
+            "{purpose:?} {number}{gate}W{} m{gpus_per_node} T{} D{} H{} E{} {plan} {} {} {} {phase}",
             layer.world_size,
             spec.tokens_per_step,
             spec.model_dim,

@@ -128,7 +128,7 @@ pub fn run(
     let progress = session.progress(steps as u64);
     let mut interrupted = false;
     check_inputs(&*backend, &resolved)?;
-    let mut inputs = Inputs::random(resolved.layer(0), resolved.seed, Routed::Gate);
+    let mut inputs = inputs(given, &resolved, 0)?;
     for index in 0..steps {
         let layer = resolved.layer(index);
         let scenario = Scenario { layer, ..scenario };
@@ -137,8 +137,7 @@ pub fn run(
             Some(step) => inputs.routing = Routed::Forced(tokens_of(&step)?),
             None if by_gates => {
                 if index > 0 {
-                    let seed = resolved.seed.wrapping_add(index as u64);
-                    inputs = Inputs::random(layer, seed, Routed::Gate);
+                    inputs = self::inputs(given, &resolved, index)?;
                 }
             }
             None => {
@@ -269,6 +268,35 @@ fn repeats(given: &Given, resolved: &Resolved) -> Result<usize, Error> {
         place,
         format!("expected 1 to 10000, found {repeats}"),
     ))
+}
+
+/// What step `index` starts from where its gate decides on routing.
+fn inputs(given: &Given, resolved: &Resolved, index: usize) -> Result<Inputs, Error> {
+    let (layer, gate) = (resolved.layer(index), &resolved.study.gate);
+    let seed = resolved.seed.wrapping_add(index as u64);
+    let inputs = Inputs {
+        prioritized: gate.batch_prioritized,
+        ..Inputs::random(layer, seed, Routed::Gate)
+    };
+    let checked = |field, value: f32| match value.is_finite() && value >= 0.0 {
+        true => Ok(value),
+        false => {
+            let message = format!("expected a number from 0 on, found {value}");
+            Err(Error::input(given.place(&["gate"], None, field), message))
+        }
+    };
+    let inputs = match gate.gate_noise {
+        Some(scale) => inputs.with_gate_noise(layer, seed, checked("gate-noise", scale)?),
+        None => inputs,
+    };
+    let balance_weight = match gate.balance_weight {
+        Some(weight) => checked("balance-weight", weight)?,
+        None => inputs.balance_weight,
+    };
+    Ok(Inputs {
+        balance_weight,
+        ..inputs
+    })
 }
 
 /// Fails before anything is drawn where the layer alone is too large.

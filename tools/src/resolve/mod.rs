@@ -298,6 +298,7 @@ pub fn resolve(given: &Given, default_strategies: &[Planned]) -> Result<Resolved
     study.prices.gemm_table = gemm_table(given);
     study.economy = given.economy();
     study.execute = flags.execute.over(&file.execute);
+    study.gate = flags.gate.over(&file.gate);
     study.report.per_step |= flags.report.per_step;
     study.report.timings |= flags.report.timings;
     if flags.report.record.is_some() {

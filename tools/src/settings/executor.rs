@@ -63,6 +63,36 @@ impl ExecuteSettings {
     }
 }
 
+/// `[gate]`: what a gate does beside scoring, none of which costs the simulator any time.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct GateSettings {
+    /// Normal noise on the gate's logits, SCALE / E wide, as in training [default: none]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_noise: Option<f32>,
+    /// Tokens get slots in order of their best score (batch-prioritized routing), not as they come
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub batch_prioritized: bool,
+    /// Weight of the balancing loss in the backward pass [default: 0.01]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance_weight: Option<f32>,
+}
+
+impl GateSettings {
+    /// These settings, and those of `file` where these say nothing.
+    #[must_use]
+    pub fn over(&self, file: &GateSettings) -> GateSettings {
+        GateSettings {
+            gate_noise: self.gate_noise.or(file.gate_noise),
+            batch_prioritized: self.batch_prioritized || file.batch_prioritized,
+            balance_weight: self.balance_weight.or(file.balance_weight),
+        }
+    }
+}
+
 /// `[calibrate]`.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]

@@ -18,7 +18,9 @@ mod whole;
 pub use alone::{CollectiveSettings, KernelSettings, Size};
 pub use dash::{DashSettings, ScreenSize};
 pub use economy::EconomySettings;
-pub use executor::{BackendKind, CalibrateSettings, ExecuteSettings, ValidateSettings};
+pub use executor::{
+    BackendKind, CalibrateSettings, ExecuteSettings, GateSettings, ValidateSettings,
+};
 pub use export::{ExportFormat, ExportSettings, Ranks};
 pub use plan::{Budget, Duration, PlanSettings};
 pub use top_k::TopK;
@@ -85,6 +87,9 @@ pub struct Study {
     /// `execute`.
     #[serde(skip_serializing_if = "ExecuteSettings::is_empty")]
     pub execute: ExecuteSettings,
+    /// `execute`: its gate.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gate: GateSettings,
     /// `dash`.
     #[serde(skip_serializing_if = "DashSettings::is_empty")]
     pub dash: DashSettings,

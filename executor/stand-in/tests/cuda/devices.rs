@@ -42,6 +42,13 @@ fn several_devices_give_the_bits_of_one() {
     }
 }
 
+/// 24 ranks a device exchange 2 x 24 x 24 messages at once, each a send and a receive: more than the 2,048 calls that NCCL, and
+/// the stand-in, take in a group.
+#[test]
+fn more_messages_than_a_group_takes_go_in_several() {
+    assert_eq!(bits("crowd", "2", &[]), bits("crowd", "1", &[]));
+}
+
 /// Buffers share memory here: what is still to be sent must not be overwritten.
 #[test]
 fn several_devices_give_the_bits_of_one_in_adversarial_orders() {

@@ -148,6 +148,13 @@ fn a_missing_event_wait_shows() {
 fn a_device_without_enough_memory_is_told() {
     let why = run("linear", &[("STAND_IN_MEMORY", "20000")]).unwrap_err();
     assert!(why.contains("no memory for `"), "{why}");
+
+    // Room for the layer's own buffers, and none beside them for what cuBLAS works in.
+    let settings = [("STAND_IN_MEMORY", "1000000")];
+    run("linear", &settings).unwrap();
+    let with_blas = [settings[0], ("STAND_IN_BLAS", "1")];
+    let why = run("linear", &with_blas).unwrap_err();
+    assert!(why.contains("no memory for `cuBLAS workspace`"), "{why}");
 }
 
 #[test]
