@@ -77,6 +77,7 @@ fn rate(hardware: &Hardware, gpus: u64, phase: Phase) -> Result<f64, Box<dyn Err
         batch: model.batch,
         phase,
         saving: MemorySaving::default(),
+        tensor_parallel: 1,
     };
     Ok(step(&run, &Variant::Dense)?.rate_per_gpu)
 }

@@ -277,6 +277,10 @@ pub struct PlanArgs {
     /// Keep only what enters each transformer block, and run its forward pass again in the backward one
     #[arg(long, help_heading = "Model")]
     pub recompute: bool,
+    /// GPUs of a node that share the weights of attention, dense layers and the vocabulary (Megatron-LM, with sequence
+    /// parallelism); --try-tensor-parallel searches [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub tensor_parallel: Option<u64>,
     /// The layer.
     #[command(flatten, next_help_heading = "Layer")]
     pub layer: LayerSettings,

@@ -255,6 +255,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 shard_states: args.shard_states,
                 shard_gradients: args.shard_gradients,
                 recompute: args.recompute,
+                tensor_parallel: args.tensor_parallel,
                 ..ModelSettings::default()
             };
             given.refine = args.refine;

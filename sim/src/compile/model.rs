@@ -6,7 +6,7 @@ use super::{Load, Plan, Source, backward, check, forward};
 use crate::ir::{
     BufferId, Kernels, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stage, Stream,
 };
-use crate::model::{MemorySaving, ModelSpec, Part, Section, Work};
+use crate::model::{Cut, MemorySaving, ModelSpec, Part, Section, Work};
 use crate::spec::{Phase, ResolvedLayer, SpecError};
 use std::ops::Range;
 
@@ -41,10 +41,15 @@ pub struct ModelSource<'a> {
     pub phase: Phase,
     /// What is done to need less memory.
     pub saving: MemorySaving,
+    /// GPUs, side by side in a node, that share everything but experts.
+    pub tensor_parallel: u64,
 }
 
 /// Compiles one step of a model: data parallel around its MoE layers, whose experts are spread over
 /// all GPUs. Gradients of experts are not summed: no two GPUs hold the same.
+///
+/// In a tensor-parallel group every GPU has its own tokens wherever whole tokens are needed, as in MoE layers, and all GPUs
+/// gather those of the group where they share a weight (sequence parallelism, arXiv 2205.05198).
 ///
 /// # Errors
 /// A plan that a layer cannot run, or nodes that do not divide the world.
@@ -151,12 +156,10 @@ impl<'a> Writer<'a> {
         }
         let parts = &source.model.parts[parts.clone()];
         parts.first()?.block?;
-        let products = parts
+        let mut products = parts
             .iter()
             .filter(|part| matches!(part.work, Work::Linear { .. }));
-        let bytes = products
-            .filter_map(|part| source.input_bytes(part))
-            .next()?;
+        let bytes = products.find_map(|part| source.saved(part))?;
         let buffer = self.builder.buffer("block input", PerRank::Same(bytes));
         Some(buffer)
     }
@@ -173,16 +176,24 @@ impl<'a> Writer<'a> {
         let mut kept = Vec::with_capacity(parts.len());
         let mut copied = checkpoint;
         for part in &self.source.model.parts[parts] {
+            self.builder.at(stage(part), Pass::Forward, 0);
             let Some(kernels) = self.source.kernels(part) else {
-                let layer = moe.next().expect("numbers do not end");
-                let (source, shapes, weights) = &self.moe[layer];
-                let (saved, output) =
-                    forward::emit(&mut self.builder, source, shapes, weights, flow);
-                flow = output;
-                kept.push(Kept::Moe(Box::new(saved)));
+                match part.work {
+                    Work::Gather { elements } => flow = self.gather(elements, flow),
+                    Work::Scatter { elements } => flow = self.scatter(elements, flow),
+                    _ => {
+                        let layer = moe.next().expect("numbers do not end");
+                        let (source, shapes, weights) = &self.moe[layer];
+                        let (saved, output) =
+                            forward::emit(&mut self.builder, source, shapes, weights, flow);
+                        flow = output;
+                        kept.push(Kept::Moe(Box::new(saved)));
+                        continue;
+                    }
+                }
+                kept.push(Kept::Dense(None));
                 continue;
             };
-            self.builder.at(stage(part), Pass::Forward, 0);
             let output = self.output(part, flow);
             let mut writes = vec![output];
             writes.extend(copied.take());
@@ -199,6 +210,48 @@ impl<'a> Writer<'a> {
             kept.push(Kept::Dense(saved));
         }
         (kept, flow)
+    }
+
+    /// The tokens of all GPUs that share what follows.
+    fn gather(&mut self, elements: u64, flow: BufferId) -> BufferId {
+        let gather = |scope, bytes| OpKind::AllGather { scope, bytes };
+        self.meet(elements, self.source.tensor_parallel, gather, flow)
+    }
+
+    /// The sum of what they make of them, of the own tokens.
+    fn scatter(&mut self, elements: u64, flow: BufferId) -> BufferId {
+        self.meet(
+            elements,
+            1,
+            |scope, bytes| OpKind::ReduceScatter { scope, bytes },
+            flow,
+        )
+    }
+
+    /// A collective of the GPUs that share weights, which leaves every GPU with the `elements` of so many; nothing where
+    /// none share any.
+    fn meet(
+        &mut self,
+        elements: u64,
+        left: u64,
+        kind: impl Fn(Scope, u64) -> OpKind,
+        flow: BufferId,
+    ) -> BufferId {
+        let group = self.source.tensor_parallel;
+        if group == 1 {
+            return flow;
+        }
+        let bytes = self.source.bytes(elements);
+        let scope = Scope::Strided {
+            size: group as u32,
+            stride: 1,
+        };
+        let output = PerRank::Same(bytes.saturating_mul(left));
+        let output = self.builder.buffer("tokens of the group", output);
+        let kind = kind(scope, bytes.saturating_mul(group));
+        self.builder
+            .push(Stream::Communication, kind, &[flow], &[output]);
+        output
     }
 
     /// Where a part writes: passes work in place.
@@ -228,7 +281,7 @@ impl<'a> Writer<'a> {
                         flow = backward::emit(builder, source, shapes, weights, *saved, flow);
                     }
                 }
-                self.open += part.shared_parameters();
+                self.open += part.held_parameters(self.source.tensor_parallel);
                 if self.open * self.source.model.gradient_bytes >= BUCKET_BYTES {
                     self.reduce(bucket);
                     bucket = self.bucket();
@@ -236,6 +289,29 @@ impl<'a> Writer<'a> {
             }
         }
         self.reduce(bucket);
+        self.reduce_uncut();
+    }
+
+    /// Sums over a tensor-parallel group the gradients of what each of its GPUs holds whole, from its own tokens.
+    fn reduce_uncut(&mut self) {
+        let group = self.source.tensor_parallel;
+        if group == 1 {
+            return;
+        }
+        let parts = self.source.model.parts.iter();
+        let whole = parts.map(|part| part.shared_parameters() - part.cut_parameters());
+        let parameters: u64 = whole.sum();
+        let kind = OpKind::AllReduce {
+            scope: Scope::Strided {
+                size: group as u32,
+                stride: 1,
+            },
+            bytes: parameters * self.source.model.gradient_bytes,
+        };
+        self.builder.at(Stage::AllReduce, Pass::Backward, 0);
+        let gradients = self.gradients.clone();
+        self.builder
+            .push(Stream::Communication, kind, &gradients, &gradients);
     }
 
     /// The backward pass of a dense part; returns the gradient of its input.
@@ -246,16 +322,29 @@ impl<'a> Writer<'a> {
         flow: BufferId,
         bucket: BufferId,
     ) -> BufferId {
-        let Some(kernels) = self.source.kernels(part) else {
-            return flow;
-        };
         self.builder.at(stage(part), Pass::Backward, 0);
+        let Some(kernels) = self.source.kernels(part) else {
+            return match part.work {
+                Work::Gather { elements } => self.scatter(elements, flow),
+                Work::Scatter { elements } => self.gather(elements, flow),
+                _ => flow,
+            };
+        };
         let gradient = match self.source.input_bytes(part) {
             Some(bytes) => self.builder.buffer("gradient", PerRank::Same(bytes)),
             None => flow,
         };
         let mut reads = vec![flow, self.weights];
-        reads.extend(saved);
+        reads.extend(match part.work {
+            // Kept of the own tokens only.
+            Work::Linear {
+                rows,
+                input,
+                cut: Cut::Outputs,
+                ..
+            } => saved.map(|own| self.gather(rows * input, own)),
+            _ => saved,
+        });
         let kind = self.source.op(kernels);
         let writes = [gradient, bucket];
         self.builder.push(Stream::Compute, kind, &reads, &writes);
@@ -278,22 +367,20 @@ impl<'a> Writer<'a> {
         let parameters = std::mem::take(&mut self.open);
         let gradients = parameters * self.source.model.dtype.bytes();
         self.builder.resize(bucket, gradients);
-        if self.source.world_size == 1 || parameters == 0 {
+        let scope = self.source.data_parallel();
+        if self.source.replicas() == 1 || parameters == 0 {
             return;
         }
         let bytes = parameters * self.source.model.gradient_bytes;
         let kind = if self.source.shards() > 1 {
-            OpKind::ReduceScatter {
-                scope: Scope::World,
-                bytes,
-            }
+            OpKind::ReduceScatter { scope, bytes }
         } else {
-            OpKind::AllReduce { bytes }
+            OpKind::AllReduce { scope, bytes }
         };
         let summed = match self.source.shards_gradients() {
             false => bucket,
             true => {
-                let share = gradients.div_ceil(self.source.world_size);
+                let share = gradients.div_ceil(self.source.replicas());
                 let share = self.builder.persistent("gradients, own share", share);
                 self.gradients.push(share);
                 share
@@ -326,7 +413,7 @@ impl<'a> Writer<'a> {
         if source.shards() > 1 {
             self.builder.at(Stage::AllReduce, Pass::Forward, 0);
             let kind = OpKind::AllGather {
-                scope: Scope::World,
+                scope: source.data_parallel(),
                 bytes: source.parameters() * model.dtype.bytes(),
             };
             let stream = Stream::Communication;
@@ -356,20 +443,38 @@ impl ModelSource<'_> {
             .count()
     }
 
-    /// Parameters that every GPU holds, but for gates: those are with their layers.
+    /// Parameters that a GPU holds beside experts, but for gates: those are with their layers.
     fn parameters(&self) -> u64 {
         let dense = |part: &&Part| !matches!(part.work, Work::Moe(_));
         let parts = self.model.parts.iter().filter(dense);
-        parts.map(Part::shared_parameters).sum()
+        parts
+            .map(|part| part.held_parameters(self.tensor_parallel))
+            .sum()
+    }
+
+    /// GPUs that hold the same parameters.
+    fn replicas(&self) -> u64 {
+        self.world_size / self.tensor_parallel
+    }
+
+    /// Who they are: those at the same place of their tensor-parallel groups.
+    fn data_parallel(&self) -> Scope {
+        match self.tensor_parallel {
+            1 => Scope::World,
+            group => Scope::Strided {
+                size: self.replicas() as u32,
+                stride: group as u32,
+            },
+        }
     }
 
     fn shards_gradients(&self) -> bool {
-        self.saving.shard_gradients && self.world_size > 1
+        self.saving.shard_gradients && self.replicas() > 1
     }
 
     fn shards(&self) -> u64 {
         if self.saving.shard_states || self.saving.shard_gradients {
-            self.world_size
+            self.replicas()
         } else {
             1
         }
@@ -382,7 +487,18 @@ impl ModelSource<'_> {
         }
     }
 
-    /// What a part does with all items of a GPU; `None` for an MoE layer.
+    /// Rows, input and output channels of a product as one GPU has it, for one item: where it is cut, the tokens of the
+    /// group meet some of the channels.
+    fn sizes(&self, [rows, input, output]: [u64; 3], cut: Cut) -> [u64; 3] {
+        let group = self.tensor_parallel;
+        match cut {
+            Cut::Whole => [rows, input, output],
+            Cut::Outputs => [rows * group, input, output.div_ceil(group)],
+            Cut::Inputs => [rows * group, input.div_ceil(group), output],
+        }
+    }
+
+    /// What a part does with all items of a GPU; `None` for an MoE layer and for collectives.
     fn kernels(&self, part: &Part) -> Option<Kernels> {
         let items = self.items;
         Some(match part.work {
@@ -390,12 +506,16 @@ impl ModelSource<'_> {
                 rows,
                 input,
                 output,
+                cut,
                 ..
-            } => Kernels::Linear {
-                rows: rows * items,
-                input,
-                output,
-            },
+            } => {
+                let [rows, input, output] = self.sizes([rows, input, output], cut);
+                Kernels::Linear {
+                    rows: rows * items,
+                    input,
+                    output,
+                }
+            }
             Work::Product { batch, m, n, k } => Kernels::Product {
                 batch: batch * items,
                 m,
@@ -413,15 +533,19 @@ impl ModelSource<'_> {
                 keys,
                 channels,
             },
-            Work::Pass(pass) => Kernels::Pass {
-                kernels: pass.kernels,
-                forward: items.saturating_mul(match self.phase {
-                    Phase::Forward => pass.forward,
-                    Phase::Training => pass.forward + pass.training,
-                }),
-                backward: items.saturating_mul(pass.backward),
-            },
-            Work::Moe(_) => return None,
+            Work::Pass(pass) => {
+                let group = if pass.is_cut { self.tensor_parallel } else { 1 };
+                let items = items.saturating_mul(group);
+                Kernels::Pass {
+                    kernels: pass.kernels,
+                    forward: items.saturating_mul(match self.phase {
+                        Phase::Forward => pass.forward,
+                        Phase::Training => pass.forward + pass.training,
+                    }),
+                    backward: items.saturating_mul(pass.backward),
+                }
+            }
+            Work::Gather { .. } | Work::Scatter { .. } | Work::Moe(_) => return None,
         })
     }
 
@@ -434,7 +558,16 @@ impl ModelSource<'_> {
     /// Bytes a part writes; `None` where it works in place.
     fn output_bytes(&self, part: &Part) -> Option<u64> {
         match part.work {
-            Work::Linear { rows, output, .. } => Some(self.bytes(rows * output)),
+            Work::Linear {
+                rows,
+                input,
+                output,
+                cut,
+                ..
+            } => {
+                let [rows, _, output] = self.sizes([rows, input, output], cut);
+                Some(self.bytes(rows * output))
+            }
             Work::Product { batch, m, n, .. } => Some(self.bytes(batch * m * n)),
             Work::FusedAttention {
                 heads,
@@ -442,14 +575,23 @@ impl ModelSource<'_> {
                 channels,
                 ..
             } => Some(self.bytes(heads * queries * channels.div_ceil(2))),
-            Work::Pass(_) | Work::Moe(_) => None,
+            Work::Pass(_) | Work::Gather { .. } | Work::Scatter { .. } | Work::Moe(_) => None,
         }
     }
 
     /// Bytes of the gradient of a part's input; `None` where it works in place.
     fn input_bytes(&self, part: &Part) -> Option<u64> {
         match part.work {
-            Work::Linear { rows, input, .. } => Some(self.bytes(rows * input)),
+            Work::Linear {
+                rows,
+                input,
+                output,
+                cut,
+                ..
+            } => {
+                let [rows, input, _] = self.sizes([rows, input, output], cut);
+                Some(self.bytes(rows * input))
+            }
             Work::Product { batch, m, n, k } => Some(self.bytes(batch * k * (m + n))),
             Work::FusedAttention {
                 heads,
@@ -457,12 +599,12 @@ impl ModelSource<'_> {
                 channels,
                 ..
             } => Some(self.bytes(heads * queries * channels * 3 / 2)),
-            Work::Pass(_) | Work::Moe(_) => None,
+            Work::Pass(_) | Work::Gather { .. } | Work::Scatter { .. } | Work::Moe(_) => None,
         }
     }
 
-    /// Bytes a part keeps for its backward pass: a product its operands, attention also its output, a
-    /// pass what it says.
+    /// Bytes a part keeps for its backward pass: a product its operands, of the own tokens if all of the group's are
+    /// needed, attention also its output, a pass what it says.
     fn saved(&self, part: &Part) -> Option<u64> {
         if self.phase == Phase::Forward {
             return None;
@@ -472,7 +614,7 @@ impl ModelSource<'_> {
             Work::FusedAttention { .. } => self.input_bytes(part)? + self.output_bytes(part)?,
             Work::Product { .. } => self.input_bytes(part)?,
             Work::Pass(pass) => pass.saved.saturating_mul(self.items),
-            Work::Moe(_) => return None,
+            Work::Gather { .. } | Work::Scatter { .. } | Work::Moe(_) => return None,
         };
         (bytes > 0).then_some(bytes)
     }

@@ -29,6 +29,18 @@ pub struct Analytic {
 const KEPT_PRODUCTS: usize = 1 << 16;
 
 impl Analytic {
+    fn collective(
+        &self,
+        kind: CollectiveKind,
+        program: &Program,
+        scope: Scope,
+        bytes: u64,
+    ) -> Estimate {
+        let (local, remote) = peers(scope, program.world_size, program.gpus_per_node);
+        self.nccl
+            .estimate(kind, bytes, local + 1 + remote, local + 1)
+    }
+
     /// Prices on `hardware`, matrix products at the rate its software reaches.
     ///
     /// # Errors
@@ -107,24 +119,20 @@ impl CostModel for Analytic {
     }
 
     fn gather(&self, program: &Program, scope: Scope, bytes: u64, reduce: bool) -> Estimate {
-        let (local, remote) = peers(scope, program.world_size, program.gpus_per_node);
         let kind = if reduce {
             CollectiveKind::ReduceScatter
         } else {
             CollectiveKind::AllGather
         };
-        self.nccl
-            .estimate(kind, bytes, local + 1 + remote, local + 1)
+        self.collective(kind, program, scope, bytes)
     }
 
-    fn all_reduce(&self, program: &Program, bytes: u64) -> Estimate {
-        let (world, node) = (program.world_size, program.gpus_per_node);
-        self.nccl
-            .estimate(CollectiveKind::AllReduce, bytes, world, node)
+    fn all_reduce(&self, program: &Program, scope: Scope, bytes: u64) -> Estimate {
+        self.collective(CollectiveKind::AllReduce, program, scope, bytes)
     }
 
     fn capacity_sync(&self, program: &Program) -> Estimate {
-        let reduced = self.all_reduce(program, 8);
+        let reduced = self.all_reduce(program, Scope::World, 8);
         let wait = Time::from_secs_f64(self.hardware.host.synchronise_us * 1e-6);
         reduced.then(Estimate::new(wait, Provenance::Roofline))
     }

@@ -421,9 +421,9 @@ impl CostModel for CpuModel {
         Estimate::new(microseconds(time), Provenance::Fitted)
     }
 
-    fn all_reduce(&self, program: &Program, bytes: u64) -> Estimate {
-        self.gather(program, Scope::World, bytes, true)
-            .then(self.gather(program, Scope::World, bytes, false))
+    fn all_reduce(&self, program: &Program, scope: Scope, bytes: u64) -> Estimate {
+        self.gather(program, scope, bytes, true)
+            .then(self.gather(program, scope, bytes, false))
     }
 
     fn capacity_sync(&self, _: &Program) -> Estimate {

@@ -99,8 +99,8 @@ pub trait CostModel: Sync {
     /// All-gather or reduce-scatter of `bytes` in groups of `scope`, all groups at once.
     fn gather(&self, program: &Program, scope: Scope, bytes: u64, reduce: bool) -> Estimate;
 
-    /// All-reduce of `bytes` over `program`'s world.
-    fn all_reduce(&self, program: &Program, bytes: u64) -> Estimate;
+    /// All-reduce of `bytes` in groups of `scope`, all groups at once.
+    fn all_reduce(&self, program: &Program, scope: Scope, bytes: u64) -> Estimate;
 
     /// All-reduce of one number over `program`'s world, and the host's wait for it.
     fn capacity_sync(&self, program: &Program) -> Estimate;

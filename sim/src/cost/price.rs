@@ -1,5 +1,6 @@
 //! Prices every operation of a program.
 
+use super::exchange::peers;
 use super::provenance::{Estimate, Provenance};
 use super::{CostModel, Exchange, ExchangePrice, Wire};
 use crate::engine::{PricedOp, Resource};
@@ -34,8 +35,8 @@ fn price_op(program: &Program, op: &Op, model: &dyn CostModel, known: &mut Known
         return PricedOp {
             alone: PerRank::Same(estimate.time),
             host: model.host_launch(),
-            resource: match op.kind {
-                OpKind::AllReduce { .. } if program.world_size <= program.gpus_per_node => {
+            resource: match op.kind.scope(&program.traffic) {
+                Some(scope) if peers(scope, program.world_size, program.gpus_per_node).1 == 0 => {
                     Resource::NvLink
                 }
                 _ => Resource::Nic,
@@ -67,7 +68,7 @@ pub(crate) fn collective(program: &Program, op: &Op, model: &dyn CostModel) -> O
     Some(match &op.kind {
         OpKind::AllGather { scope, bytes } => model.gather(program, *scope, *bytes, false),
         OpKind::ReduceScatter { scope, bytes } => model.gather(program, *scope, *bytes, true),
-        OpKind::AllReduce { bytes } => model.all_reduce(program, *bytes),
+        OpKind::AllReduce { scope, bytes } => model.all_reduce(program, *scope, *bytes),
         OpKind::CapacitySync => model.capacity_sync(program),
         OpKind::Exchange { .. }
         | OpKind::Gate { .. }

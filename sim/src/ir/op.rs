@@ -444,8 +444,10 @@ pub enum OpKind {
         /// Bytes of the full gradient.
         bytes: u64,
     },
-    /// All-reduce over all ranks.
+    /// All-reduce.
     AllReduce {
+        /// Who reduces together.
+        scope: Scope,
         /// Bytes of the buffer.
         bytes: u64,
     },
@@ -463,8 +465,10 @@ impl OpKind {
     pub fn scope(&self, traffic: &[super::Traffic]) -> Option<Scope> {
         match self {
             OpKind::Exchange { traffic: id, .. } => Some(traffic[id.0 as usize].scope()),
-            OpKind::AllGather { scope, .. } | OpKind::ReduceScatter { scope, .. } => Some(*scope),
-            OpKind::CapacitySync | OpKind::AllReduce { .. } => Some(Scope::World),
+            OpKind::AllGather { scope, .. }
+            | OpKind::ReduceScatter { scope, .. }
+            | OpKind::AllReduce { scope, .. } => Some(*scope),
+            OpKind::CapacitySync => Some(Scope::World),
             OpKind::Gate { .. }
             | OpKind::Encode { .. }
             | OpKind::Decode { .. }

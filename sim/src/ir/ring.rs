@@ -20,7 +20,7 @@ impl Ring {
             OpKind::AllGather { scope, bytes } | OpKind::ReduceScatter { scope, bytes } => {
                 (scope, bytes, 1)
             }
-            OpKind::AllReduce { bytes } => (Scope::World, bytes, 2),
+            OpKind::AllReduce { scope, bytes } => (scope, bytes, 2),
             _ => return None,
         };
         let ranks = scope.group_size(world_size) as u64;
@@ -76,7 +76,10 @@ mod tests {
         };
         assert_eq!(sends(&gather, 3), [(4, 1_313), (11, 187)]);
         assert_eq!(sends(&gather, 15), [(8, 1_313), (7, 187)]);
-        let reduce = OpKind::AllReduce { bytes: 1_600 };
+        let reduce = OpKind::AllReduce {
+            scope: Scope::World,
+            bytes: 1_600,
+        };
         assert_eq!(sends(&reduce, 7), [(0, 2_625), (15, 375)]);
     }
 

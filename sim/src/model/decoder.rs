@@ -4,7 +4,7 @@
 //! embedding and residual sum are one pass each, attention never writes its scores.
 
 use super::swin::{feed_forward, linear, pass, pass_of};
-use super::{ModelSpec, Moe, Part, Section, Unit, Work, in_block};
+use super::{Cut, ModelSpec, Moe, Part, Section, Unit, Work, in_block};
 use crate::spec::DType;
 
 /// How tokens look at each other.
@@ -67,26 +67,22 @@ impl Decoder {
     pub(super) fn spec(&self, tokens: u64) -> ModelSpec {
         let hidden = self.hidden;
         let elements = tokens * hidden;
-        let mut parts = vec![pass_of(
-            Section::Dense,
-            elements,
-            [4, 8, 0, 0],
-            1,
-            self.vocabulary * hidden,
-        )];
+        // Of a tied embedding the weight is the head's, counted there.
+        let table = match self.tied {
+            true => 0,
+            false => self.vocabulary * hidden,
+        };
+        let embedding = pass_of(Section::Dense, elements, [4, 8, 0, 0], 1, table);
+        let mut parts = vec![shared_pass(embedding), scatter(Section::Dense, elements)];
         for (block, layer) in (0..).zip(&self.layers) {
             parts.extend(in_block(Some(block), self.layer(layer, tokens)));
         }
         parts.push(norm(Section::Dense, tokens, hidden));
         let head = linear(Section::Dense, tokens, hidden, self.vocabulary, false);
-        parts.push(head);
+        parts.extend([gather(Section::Dense, elements), outputs(head)]);
         // Cross entropy, fused.
         let logits = tokens * self.vocabulary;
         parts.push(pass(Section::Dense, logits, [0, 2, 2, 2], 1));
-        if self.tied {
-            // The embedding is the head's weight, counted there.
-            parts[0] = pass(Section::Dense, elements, [4, 8, 0, 0], 1);
-        }
         ModelSpec {
             name: self.name.clone(),
             source: self.source.clone(),
@@ -97,6 +93,10 @@ impl Decoder {
             // Fused Adam on single-precision states: gradient 4, master and both moments 8 each, weight 2.
             optimizer_bytes: 30,
             optimizer_kernels: 1,
+            head_groups: match self.attention {
+                Attention::Grouped { kv_heads, .. } => kv_heads,
+                Attention::Latent { heads, .. } => heads,
+            },
             parts,
         }
     }
@@ -145,11 +145,13 @@ impl Decoder {
                 sinks,
             } => {
                 let (queries, all) = (heads * head_dim, (heads + 2 * kv_heads) * head_dim);
-                parts.push(linear(section, tokens, self.hidden, all, bias));
+                parts.push(gather(section, tokens * self.hidden));
+                parts.push(outputs(linear(section, tokens, self.hidden, all, bias)));
                 let rotated = tokens * (heads + kv_heads) * head_dim;
                 parts.push(pass_of(section, rotated, [4, 4, 0, 0], 1, norm + sinks));
                 parts.push(fused(heads, 2 * head_dim));
-                parts.push(linear(section, tokens, queries, self.hidden, bias));
+                parts.push(inputs(linear(section, tokens, queries, self.hidden, bias)));
+                parts.push(scatter(section, tokens * self.hidden));
             }
             Attention::Latent {
                 heads,
@@ -159,19 +161,23 @@ impl Decoder {
                 rope_dim,
                 value_dim,
             } => {
+                // What is narrow every GPU makes of its own tokens; that is gathered.
                 let query = heads * (nope_dim + rope_dim);
                 parts.push(linear(section, tokens, self.hidden, query_rank, false));
                 parts.push(self::norm(section, tokens, query_rank));
-                parts.push(linear(section, tokens, query_rank, query, false));
+                parts.push(gather(section, tokens * query_rank));
+                parts.push(outputs(linear(section, tokens, query_rank, query, false)));
                 let down = key_value_rank + rope_dim;
                 parts.push(linear(section, tokens, self.hidden, down, false));
                 parts.push(self::norm(section, tokens, key_value_rank));
+                parts.push(gather(section, tokens * down));
                 let up = heads * (nope_dim + value_dim);
-                parts.push(linear(section, tokens, key_value_rank, up, false));
+                parts.push(outputs(linear(section, tokens, key_value_rank, up, false)));
                 parts.push(pass(section, tokens * query, [8, 8, 0, 0], 2));
                 parts.push(fused(heads, nope_dim + rope_dim + value_dim));
                 let output = heads * value_dim;
-                parts.push(linear(section, tokens, output, self.hidden, false));
+                parts.push(inputs(linear(section, tokens, output, self.hidden, false)));
+                parts.push(scatter(section, tokens * self.hidden));
             }
         }
     }
@@ -189,7 +195,55 @@ fn gated(tokens: u64, model_dim: u64, hidden_dim: u64) -> Vec<Part> {
         capacity_factor: 1.0,
         dtype: DTYPE,
     };
-    feed_forward(&shape, DTYPE)
+    shared_feed_forward(&shape, DTYPE)
+}
+
+/// A feed-forward whose hidden channels a tensor-parallel group shares.
+pub(super) fn shared_feed_forward(moe: &Moe, dtype: DType) -> Vec<Part> {
+    let elements = moe.tokens * moe.model_dim;
+    let mut how = [Cut::Outputs, Cut::Inputs].into_iter();
+    let mut parts = vec![gather(Section::Dense, elements)];
+    for part in feed_forward(moe, dtype) {
+        parts.push(match part.work {
+            Work::Linear { .. } => cut(part, how.next().unwrap_or(Cut::Whole)),
+            _ => part,
+        });
+    }
+    parts.push(scatter(Section::Dense, elements));
+    parts
+}
+
+fn gather(section: Section, elements: u64) -> Part {
+    Part::new(section, Work::Gather { elements })
+}
+
+fn scatter(section: Section, elements: u64) -> Part {
+    Part::new(section, Work::Scatter { elements })
+}
+
+/// A product whose output channels are cut.
+fn outputs(product: Part) -> Part {
+    cut(product, Cut::Outputs)
+}
+
+/// A product whose input channels are cut.
+fn inputs(product: Part) -> Part {
+    cut(product, Cut::Inputs)
+}
+
+fn cut(mut product: Part, how: Cut) -> Part {
+    if let Work::Linear { cut, .. } = &mut product.work {
+        *cut = how;
+    }
+    product
+}
+
+/// A pass whose parameters are cut.
+fn shared_pass(mut part: Part) -> Part {
+    if let Work::Pass(pass) = &mut part.work {
+        pass.is_cut = true;
+    }
+    part
 }
 
 fn norm(section: Section, tokens: u64, channels: u64) -> Part {

@@ -159,6 +159,8 @@ pub enum Work {
         output: u64,
         /// Parameters of a bias.
         bias: u64,
+        /// What GPUs that share it have of it.
+        cut: Cut,
     },
     /// `batch` products (m, k) by (k, n) of activations.
     Product {
@@ -184,8 +186,29 @@ pub enum Work {
     },
     /// Passes over memory.
     Pass(Pass),
+    /// GPUs that share what follows gather their tokens: of so many elements each has its own.
+    Gather {
+        /// Elements of one item.
+        elements: u64,
+    },
+    /// GPUs that share what came before sum their parts of its output, and each keeps that of its own tokens.
+    Scatter {
+        /// Elements of one item.
+        elements: u64,
+    },
     /// An MoE feed-forward.
     Moe(Moe),
+}
+
+/// How the GPUs of a tensor-parallel group share the weight of a product (Megatron-LM, arXiv 1909.08053).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Each has all of it, for its own tokens.
+    Whole,
+    /// Each has some of the output channels, for the tokens of all.
+    Outputs,
+    /// Each has some of the input channels, for the tokens of all.
+    Inputs,
 }
 
 /// Bytes that element-wise kernels move for one item.
@@ -203,6 +226,8 @@ pub struct Pass {
     pub saved: u64,
     /// Parameters it uses.
     pub parameters: u64,
+    /// Whether a tensor-parallel group shares those, each GPU passing over the tokens of all.
+    pub is_cut: bool,
 }
 
 /// One part of a model.
@@ -243,12 +268,12 @@ impl Part {
                 keys,
                 channels,
             } => product(&[heads, queries, keys, channels]),
-            Work::Pass(_) => 0.0,
+            Work::Pass(_) | Work::Gather { .. } | Work::Scatter { .. } => 0.0,
             Work::Moe(moe) => moe.macs() + product(&[moe.tokens, moe.gate_parameters()]),
         }
     }
 
-    /// Parameters that every GPU holds: all but experts.
+    /// All parameters but those of experts.
     pub const fn shared_parameters(&self) -> u64 {
         match self.work {
             Work::Linear {
@@ -257,10 +282,37 @@ impl Part {
                 bias,
                 ..
             } => input * output + bias,
-            Work::Product { .. } | Work::FusedAttention { .. } => 0,
+            Work::Product { .. }
+            | Work::FusedAttention { .. }
+            | Work::Gather { .. }
+            | Work::Scatter { .. } => 0,
             Work::Pass(pass) => pass.parameters,
             Work::Moe(moe) => moe.gate_parameters(),
         }
+    }
+
+    /// Those of them that a tensor-parallel group shares.
+    pub const fn cut_parameters(&self) -> u64 {
+        match self.work {
+            Work::Linear {
+                cut: Cut::Outputs, ..
+            } => self.shared_parameters(),
+            // The bias is of all outputs.
+            Work::Linear {
+                input,
+                output,
+                cut: Cut::Inputs,
+                ..
+            } => input * output,
+            Work::Pass(pass) if pass.is_cut => pass.parameters,
+            _ => 0,
+        }
+    }
+
+    /// Parameters beside experts that one GPU of a group of `tensor_parallel` holds.
+    pub const fn held_parameters(&self, tensor_parallel: u64) -> u64 {
+        let cut = self.cut_parameters();
+        self.shared_parameters() - cut + cut.div_ceil(tensor_parallel)
     }
 
     /// Parameters of experts, of which one token uses `used`.
@@ -270,10 +322,7 @@ impl Part {
                 let experts = if used { moe.top_k as u64 } else { moe.experts };
                 experts * moe.expert_parameters()
             }
-            Work::Linear { .. }
-            | Work::Product { .. }
-            | Work::FusedAttention { .. }
-            | Work::Pass(_) => 0,
+            _ => 0,
         }
     }
 }
@@ -297,6 +346,8 @@ pub struct ModelSpec {
     pub optimizer_bytes: u64,
     /// Kernels the optimizer launches for a tensor of parameters.
     pub optimizer_kernels: u64,
+    /// Groups of heads that share keys: a tensor-parallel group is of a divisor of so many GPUs.
+    pub head_groups: u64,
     /// Its parts, in order.
     pub parts: Vec<Part>,
 }
@@ -321,10 +372,7 @@ impl ModelSpec {
     pub fn moe_layers(&self) -> impl Iterator<Item = &Moe> {
         self.parts.iter().filter_map(|part| match &part.work {
             Work::Moe(moe) => Some(moe),
-            Work::Linear { .. }
-            | Work::Product { .. }
-            | Work::FusedAttention { .. }
-            | Work::Pass(_) => None,
+            _ => None,
         })
     }
 
@@ -332,11 +380,8 @@ impl ModelSpec {
     #[must_use]
     pub fn dense(&self) -> ModelSpec {
         let parts = self.parts.iter().flat_map(|part| match part.work {
-            Work::Moe(moe) => in_block(part.block, swin::feed_forward(&moe, self.dtype)),
-            Work::Linear { .. }
-            | Work::Product { .. }
-            | Work::FusedAttention { .. }
-            | Work::Pass(_) => vec![*part],
+            Work::Moe(moe) => in_block(part.block, decoder::shared_feed_forward(&moe, self.dtype)),
+            _ => vec![*part],
         });
         ModelSpec {
             parts: parts.collect(),

@@ -51,6 +51,8 @@ pub struct ModelRun<'a> {
     pub phase: Phase,
     /// What is done to need less memory.
     pub saving: MemorySaving,
+    /// GPUs of a node that share everything but experts.
+    pub tensor_parallel: u64,
 }
 
 /// Memory of one GPU, bytes.
@@ -128,7 +130,7 @@ pub fn steps(
     variant: &Variant,
     routing: &ModelRouting,
 ) -> Result<Vec<ModelStep>, SpecError> {
-    run_of.check_batch()?;
+    run_of.check()?;
     let Variant::Moe(strategy) = variant else {
         let drops = Drops::sum(std::iter::empty());
         return Ok(vec![run_of.step(&run_of.model.dense(), &[], drops)?]);
@@ -230,16 +232,29 @@ impl ModelRun<'_> {
     /// # Errors
     /// No items, or experts that the GPUs cannot hold evenly.
     pub fn layers(&self, groups: &MoeGroups) -> Result<Vec<ResolvedLayer>, SpecError> {
-        self.check_batch()?;
+        self.check()?;
         let layer = |group: &MoeGroup| group.moe.layer(self.batch).resolve(self.gpus);
         groups.iter().map(layer).collect()
     }
 
-    fn check_batch(&self) -> Result<(), SpecError> {
-        match self.batch {
-            1..=65_536 => Ok(()),
-            batch => Err(SpecError::new("batch", "1 to 65536", batch)),
+    fn check(&self) -> Result<(), SpecError> {
+        if !(1..=65_536).contains(&self.batch) {
+            return Err(SpecError::new("batch", "1 to 65536", self.batch));
         }
+        let (group, node, heads) = (
+            self.tensor_parallel,
+            self.gpus_per_node,
+            self.model.head_groups,
+        );
+        let divides = |what: u64| group > 0 && what.is_multiple_of(group);
+        if divides(node) && divides(heads) {
+            return Ok(());
+        }
+        let expected = format!(
+            "a divisor of the {node} GPUs of a node and of the {heads} groups of heads of {}",
+            self.model.name
+        );
+        Err(SpecError::new("tensor-parallel", expected, group))
     }
 
     /// `layer` alone on this world.
@@ -268,6 +283,7 @@ impl ModelRun<'_> {
             gpus_per_node: self.gpus_per_node,
             phase: self.phase,
             saving: self.saving,
+            tensor_parallel: self.tensor_parallel,
         })
     }
 

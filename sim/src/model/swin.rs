@@ -7,7 +7,7 @@
 //! work in single precision throughout, since Tutel brings its input to the type of the experts'
 //! parameters (`tutel/impls/moe_layer.py`).
 
-use super::{ModelSpec, Moe, Part, Pass, Section, Unit, Work, in_block};
+use super::{Cut, ModelSpec, Moe, Part, Pass, Section, Unit, Work, in_block};
 use crate::spec::DType;
 
 /// A model of the family.
@@ -71,6 +71,7 @@ impl Swin {
             // scale 8, epsilon 8, update 16; and before it unscaling 8 and clipping 12.
             optimizer_bytes: 108,
             optimizer_kernels: 13,
+            head_groups: 1,
             parts,
         }
     }
@@ -229,6 +230,7 @@ pub(super) fn linear(section: Section, rows: u64, input: u64, output: u64, bias:
         input,
         output,
         bias: if bias { output } else { 0 },
+        cut: Cut::Whole,
     };
     Part::new(section, work)
 }
@@ -252,6 +254,7 @@ pub(super) fn pass_of(
         training: training * elements,
         saved: saved * elements,
         parameters,
+        is_cut: false,
     };
     Part::new(section, Work::Pass(pass))
 }

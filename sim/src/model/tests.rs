@@ -1,6 +1,8 @@
 use super::*;
+use crate::compile::{ModelSource, compile_model};
 use crate::cost::analytic::Analytic;
 use crate::hardware::{Hardware, builtin};
+use crate::ir::{OpKind, Program, Scope};
 use crate::spec::{Phase, Strategy};
 
 fn named(name: &str) -> ModelSpec {
@@ -67,6 +69,7 @@ fn run(
         batch: model.batch,
         phase,
         saving,
+        tensor_parallel: 1,
     };
     step(&run, variant).unwrap()
 }
@@ -132,7 +135,6 @@ fn moe_rows_are_predicted() {
 /// five products for two backward.
 #[test]
 fn flops_of_the_program_are_those_of_the_model() {
-    use crate::compile::{ModelSource, compile_model};
     let model = named("swinv2-moe-b").dense();
     for (phase, passes) in [(Phase::Forward, 1.0), (Phase::Training, 3.0)] {
         let program = compile_model(ModelSource {
@@ -143,6 +145,7 @@ fn flops_of_the_program_are_those_of_the_model() {
             gpus_per_node: 8,
             phase,
             saving: MemorySaving::default(),
+            tensor_parallel: 1,
         })
         .unwrap();
         close(program.flops(0), 2.0 * 4.0 * passes * model.macs(), 1e-9);
@@ -152,8 +155,6 @@ fn flops_of_the_program_are_those_of_the_model() {
 /// Every GPU's shared gradients are reduced once, experts' never: 4 bytes a shared parameter.
 #[test]
 fn gradients_of_experts_are_not_reduced() {
-    use crate::compile::{ModelSource, compile_model};
-    use crate::ir::OpKind;
     let model = named("swinv2-moe-b").dense();
     let program = compile_model(ModelSource {
         model: &model,
@@ -163,13 +164,14 @@ fn gradients_of_experts_are_not_reduced() {
         gpus_per_node: 8,
         phase: Phase::Training,
         saving: MemorySaving::default(),
+        tensor_parallel: 1,
     })
     .unwrap();
     let reduced: u64 = program
         .ops
         .iter()
         .map(|op| match op.kind {
-            OpKind::AllReduce { bytes } => bytes,
+            OpKind::AllReduce { bytes, .. } => bytes,
             _ => 0,
         })
         .sum();
@@ -177,7 +179,7 @@ fn gradients_of_experts_are_not_reduced() {
     // A ring over 16 GPUs of 2 nodes cannot beat twice 15/16 of the bytes over 8 NICs of 25 GB/s.
     let hardware = builtin("nd-a100-v4-80gb").unwrap();
     let prices = Analytic::new(&hardware).unwrap();
-    let time = crate::cost::CostModel::all_reduce(&prices, &program, reduced).time;
+    let time = crate::cost::CostModel::all_reduce(&prices, &program, Scope::World, reduced).time;
     let bound = reduced as f64 * 2.0 * 15.0 / 16.0 / (8.0 * 25e9);
     assert!((bound..3.0 * bound).contains(&time.as_secs_f64()), "{time}");
 }
@@ -272,6 +274,112 @@ fn recomputing_trades_time_for_memory() {
         ),
     );
     assert_eq!(of(Phase::Forward, true).time, forward.time);
+}
+
+/// A program of `model` without its experts, `tensor_parallel` GPUs sharing weights.
+fn shared(model: &ModelSpec, phase: Phase, tensor_parallel: u64) -> Program {
+    compile_model(ModelSource {
+        model,
+        moe: &[],
+        items: 2,
+        world_size: 16,
+        gpus_per_node: 8,
+        phase,
+        saving: MemorySaving::default(),
+        tensor_parallel,
+    })
+    .unwrap()
+}
+
+#[test]
+fn gpus_that_share_weights_do_the_same_work_on_less_memory() {
+    for name in ["mixtral-8x7b", "deepseek-v3"] {
+        let model = named(name).dense();
+        let uncut = |part: &Part| part.shared_parameters() - part.cut_parameters();
+        let uncut: u64 = model.parts.iter().map(uncut).sum();
+        for phase in [Phase::Forward, Phase::Training] {
+            let alone = shared(&model, phase, 1);
+            for group in [2, 4, 8] {
+                let program = shared(&model, phase, group);
+                close(program.flops(0), alone.flops(0), 1e-9);
+                let held = *program.buffers[0].bytes.get(0) / 2;
+                assert_eq!(held, uncut + (model.parameters() - uncut) / group, "{name}");
+            }
+        }
+    }
+}
+
+/// Of L layers with dense feed-forwards each gathers and scatters twice, the embedding scatters, the head gathers.
+/// Backward all of that happens the other way round, and what entered a cut product is gathered again.
+#[test]
+fn gpus_that_share_weights_exchange_tokens_of_the_group() {
+    let model = named("mixtral-8x7b").dense();
+    let (layers, hidden) = (32, 4_096_u64);
+    let of_group = |program: &Program, group: u32| {
+        let scope = Scope::Strided {
+            size: group,
+            stride: 1,
+        };
+        let [mut gathers, mut scatters] = [0, 0];
+        for op in &program.ops {
+            match op.kind {
+                OpKind::AllGather { scope: of, bytes } if of == scope => gathers += bytes,
+                OpKind::ReduceScatter { scope: of, bytes } if of == scope => scatters += bytes,
+                _ => {}
+            }
+        }
+        // In tokens of the group: two sequences a GPU, two bytes a channel.
+        let tokens = 2 * 4_096 * u64::from(group) * hidden * 2;
+        [gathers, scatters].map(|bytes| bytes / tokens)
+    };
+    for group in [2, 8] {
+        let forward = shared(&model, Phase::Forward, u64::from(group));
+        assert_eq!(of_group(&forward, group), [2 * layers + 1; 2]);
+        let training = shared(&model, Phase::Training, u64::from(group));
+        let once = 2 * layers + 1;
+        assert_eq!(of_group(&training, group), [3 * once, 2 * once]);
+        // Gradients of a GPU's parameters are summed over those that hold the same, of norms also over the group.
+        let sums = training.ops.iter().filter_map(|op| match op.kind {
+            OpKind::AllReduce { scope, bytes } => Some((scope.group_size(16) as u64, bytes)),
+            _ => None,
+        });
+        let (mut replicas, mut norms) = (0, 0);
+        for (size, bytes) in sums {
+            let (sum, expected) = match size == 16 / u64::from(group) {
+                true => (&mut replicas, 16 / u64::from(group)),
+                false => (&mut norms, u64::from(group)),
+            };
+            assert_eq!(size, expected);
+            *sum += bytes;
+        }
+        let held = training.buffers[0].bytes.get(0) / 2;
+        assert_eq!((replicas, norms), (4 * held, 4 * hidden * (2 * layers + 1)));
+    }
+    let alone = shared(&model, Phase::Training, 1);
+    let meets = |op: &&crate::ir::Op| matches!(op.kind, OpKind::AllGather { .. });
+    assert_eq!(alone.ops.iter().filter(meets).count(), 0);
+}
+
+#[test]
+fn a_group_that_does_not_divide_nodes_and_heads_is_refused() {
+    let (model, hardware, gpus) = lab("qwen3-235b-a22b", 16);
+    let prices = Analytic::new(&hardware).unwrap();
+    for (tensor_parallel, fits) in [(0, false), (3, false), (8, false), (4, true)] {
+        let run = ModelRun {
+            model: &model,
+            hardware: &hardware,
+            prices: &prices,
+            gpus,
+            gpus_per_node: 8,
+            batch: 1,
+            phase: Phase::Forward,
+            saving: MemorySaving::default(),
+            tensor_parallel,
+        };
+        let error = step(&run, &Variant::Moe(Strategy::fairseq())).err();
+        let field = error.map(|error| error.field);
+        assert_eq!(field, (!fits).then_some("tensor-parallel"));
+    }
 }
 
 #[test]

@@ -331,13 +331,14 @@ fn decisions_differ(a: Decision, b: Decision) -> Vec<String> {
     differences
 }
 
-/// The next smaller and larger numbers of GPUs, and every other site, number type and k.
+/// The next smaller and larger numbers of GPUs, and every other site, number type, k and tensor-parallel group.
 fn other_worlds(space: &Space<'_>, world: &World) -> Vec<(String, Result<World, String>)> {
     let spec = &world.layer.spec;
-    let at = |site, gpus, dtype, top_k| {
-        let world = space.world(site, gpus, dtype, top_k);
+    let with = |site, gpus, dtype, top_k, group| {
+        let world = space.world(site, gpus, dtype, top_k, group);
         world.map_err(|error| error.to_string())
     };
+    let at = |site, gpus, dtype, top_k| with(site, gpus, dtype, top_k, world.tensor_parallel);
     let mut found = Vec::new();
     let fewer = space
         .gpus
@@ -369,6 +370,13 @@ fn other_worlds(space: &Space<'_>, world: &World) -> Vec<(String, Result<World, 
         found.push((
             format!("top-{top_k}"),
             at(world.site, world.gpus, spec.dtype, top_k),
+        ));
+    }
+    let groups = space.groups_on(world.site, world.gpus);
+    for group in groups.filter(|&group| group != world.tensor_parallel) {
+        found.push((
+            format!("{group} GPUs share weights"),
+            with(world.site, world.gpus, spec.dtype, spec.top_k, group),
         ));
     }
     found

@@ -67,6 +67,8 @@ pub struct Space<'a> {
     pub top_k: Vec<u32>,
     /// Number types.
     pub dtypes: Vec<DType>,
+    /// GPUs of a node that share a model's weights; 1 where a layer alone is planned.
+    pub tensor_parallel: Vec<u64>,
     /// Capacity settings x.
     pub capacity: Vec<f64>,
     /// Strategies whose `auto` settings are searched.
@@ -94,6 +96,8 @@ pub struct World {
     pub gpus_per_node: u64,
     /// Tokens of a GPU and step; of a model that is fed with images, those.
     pub tokens: u64,
+    /// GPUs that share a model's weights.
+    pub tensor_parallel: u64,
     /// The layer resolved.
     pub layer: ResolvedLayer,
 }
@@ -169,8 +173,17 @@ impl<'a> Space<'a> {
             for site in 0..self.sites.len() {
                 for &dtype in &self.dtypes {
                     for &top_k in &self.top_k {
-                        let world = self.world(site, gpus, dtype, top_k);
-                        worlds.push(world.map_err(|error| (site, gpus, error)));
+                        let groups: Vec<u64> = self.groups_on(site, gpus).collect();
+                        if groups.is_empty() {
+                            let expected = "groups of GPUs that divide a node";
+                            let found = format!("{:?}", self.tensor_parallel);
+                            let error = SpecError::new("tensor-parallel", expected, found);
+                            worlds.push(Err((site, gpus, error)));
+                        }
+                        for group in groups {
+                            let world = self.world(site, gpus, dtype, top_k, group);
+                            worlds.push(world.map_err(|error| (site, gpus, error)));
+                        }
                     }
                 }
             }
@@ -178,7 +191,14 @@ impl<'a> Space<'a> {
         worlds
     }
 
-    /// The layer on `gpus` GPUs of `site`.
+    /// Sizes of tensor-parallel groups that divide a node of `site` in a world of `gpus` GPUs.
+    pub(super) fn groups_on(&self, site: usize, gpus: u64) -> impl Iterator<Item = u64> {
+        let node = self.sites[site].gpus_per_node.min(gpus);
+        let sizes = self.tensor_parallel.iter().copied();
+        sizes.filter(move |&group| node.is_multiple_of(group))
+    }
+
+    /// The layer on `gpus` GPUs of `site`, groups of `tensor_parallel` of which share weights.
     ///
     /// # Errors
     /// A layer that does not divide over them.
@@ -188,6 +208,7 @@ impl<'a> Space<'a> {
         gpus: u64,
         dtype: DType,
         top_k: u32,
+        tensor_parallel: u64,
     ) -> Result<World, SpecError> {
         let gpus_per_node = self.sites[site].gpus_per_node.min(gpus);
         if gpus_per_node == 0 || !gpus.is_multiple_of(gpus_per_node) {
@@ -220,6 +241,7 @@ impl<'a> Space<'a> {
             gpus,
             gpus_per_node,
             tokens,
+            tensor_parallel,
             layer,
         })
     }
@@ -295,6 +317,7 @@ impl<'a> Space<'a> {
             batch: world.tokens / whole.model.unit.per_item(),
             phase: self.phase,
             saving: whole.saving,
+            tensor_parallel: world.tensor_parallel,
         })
     }
 

@@ -65,6 +65,7 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         batch: settings.batch.unwrap_or(model.batch),
         phase,
         saving: settings.saving(),
+        tensor_parallel: settings.tensor_parallel.unwrap_or(1),
     };
     let refused = |error: SpecError| {
         let message = format!("expected {}, found {}", error.expected, error.found);
@@ -105,6 +106,7 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         shard_states: settings.shard_states,
         shard_gradients: settings.shard_gradients,
         recompute: settings.recompute,
+        tensor_parallel: Some(run.tensor_parallel),
     };
     let answer = Answer {
         command: "model",
@@ -238,6 +240,7 @@ fn row(run: &ModelRun<'_>, variant: &Variant, ran: &Ran) -> Value {
         "strategy": variant.name(),
         "gpus": run.gpus,
         "batch_per_gpu": run.batch,
+        "tensor_parallel": run.tensor_parallel,
         "steps": ran.steps,
         "step_time_ns": step.time.as_ns(),
         "step_time_p95_ns": ran.p95.as_ns(),
@@ -372,10 +375,13 @@ fn heading(run: &ModelRun<'_>, hardware: &Hardware) -> String {
         (run.saving.shard_gradients, ", gradients sharded"),
         (run.saving.recompute, ", blocks recomputed"),
     ];
-    let saving: String = saving
+    let mut saving: String = saving
         .iter()
         .filter_map(|(is, what)| is.then_some(*what))
         .collect();
+    if run.tensor_parallel > 1 {
+        saving += &format!(", weights shared by {}", run.tensor_parallel);
+    }
     paragraph(
         &format!(
             "{}, {}, {} {what} a GPU, on {} GPUs ({}, {} a node){saving}: {} parameters, {} active, {} G \

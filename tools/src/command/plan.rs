@@ -29,6 +29,8 @@ pub struct PlanRow {
     pub dtype: &'static str,
     /// k.
     pub top_k: u32,
+    /// GPUs that share a model's weights.
+    pub tensor_parallel: u64,
     /// Capacity setting x.
     pub capacity_setting: f64,
     /// Capacity factor f it amounts to.
@@ -287,6 +289,7 @@ fn plan_row(
         tokens_per_gpu: world.tokens,
         dtype: spec.dtype.name(),
         top_k: spec.top_k,
+        tensor_parallel: world.tensor_parallel,
         capacity_setting: candidate.capacity,
         capacity_factor: figures.capacity_factor,
         encode: strategy.encode.name(),

@@ -210,7 +210,7 @@ impl Events {
             }
             OpKind::AllGather { bytes, .. }
             | OpKind::ReduceScatter { bytes, .. }
-            | OpKind::AllReduce { bytes } => {
+            | OpKind::AllReduce { bytes, .. } => {
                 args["bytes"] = json!(bytes);
             }
             OpKind::Gate { .. }

@@ -136,9 +136,13 @@ fn advice(asked: &Asked, nearest: &PlanRow) -> String {
     if asked.phase == Phase::Forward || !nearest.violations.iter().any(memory) {
         return String::new();
     }
+    let shares = model.spec.head_groups == 1
+        || model.tensor_parallel > 1
+        || !asked.study.plan.try_tensor_parallel.is_empty();
     let flags = [
         (model.saving.shard_gradients, "--shard-gradients"),
         (model.saving.recompute, "--recompute"),
+        (shares, "--try-tensor-parallel"),
     ];
     let flags: Vec<&str> = flags
         .iter()
@@ -148,7 +152,7 @@ fn advice(asked: &Asked, nearest: &PlanRow) -> String {
         true => String::new(),
         false => format!(
             "a training step needs less memory with {}\n",
-            flags.join(" and ")
+            flags.join(", ")
         ),
     }
 }
@@ -195,8 +199,12 @@ fn strategy(row: &PlanRow) -> String {
         "static" => String::new(),
         policy => format!(" {policy}"),
     };
+    let shared = match row.tensor_parallel {
+        1 => String::new(),
+        group => format!("tp={group} "),
+    };
     format!(
-        "r={} d={} {a2a}{placed}",
+        "{shared}r={} d={} {a2a}{placed}",
         row.adaptive_r, row.pipeline_degree
     )
 }

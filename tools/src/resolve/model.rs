@@ -22,6 +22,8 @@ pub struct Model {
     pub batch: u64,
     /// What is done to need less memory.
     pub saving: MemorySaving,
+    /// GPUs that share weights.
+    pub tensor_parallel: u64,
 }
 
 impl Model {
@@ -55,6 +57,7 @@ impl Model {
             shard_states: self.saving.shard_states,
             shard_gradients: self.saving.shard_gradients,
             recompute: self.saving.recompute,
+            tensor_parallel: Some(self.tensor_parallel),
         }
     }
 }
@@ -125,6 +128,7 @@ pub fn planned(given: &Given, plan: &PlanSettings) -> Result<Option<Model>, Erro
         spec,
         batch,
         saving: settings.saving(),
+        tensor_parallel: settings.tensor_parallel.unwrap_or(1),
     }))
 }
 

@@ -84,6 +84,10 @@ impl Asked {
             tokens: self.tokens,
             top_k: self.top_k.clone(),
             dtypes: or(&plan.try_dtype, self.layer.dtype),
+            tensor_parallel: match &self.model {
+                Some(model) => or(&plan.try_tensor_parallel, model.tensor_parallel),
+                None => vec![1],
+            },
             capacity: or(&plan.try_capacity_factor, self.layer.capacity_factor),
             strategies: self.strategies.clone(),
             policies: self.policies.clone(),
@@ -158,6 +162,19 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         ..spec
     };
     let gpus = gpus(given, &plan, &clusters)?;
+    let groups = &plan.try_tensor_parallel;
+    let heads = model.as_ref().map(|model| model.spec.head_groups);
+    let fits =
+        |group: &&u64| **group > 0 && heads.is_some_and(|heads| heads.is_multiple_of(**group));
+    if let Some(group) = groups.iter().find(|group| !fits(group)) {
+        let message = match heads {
+            None => "expected --model to go with it, found a layer alone".to_owned(),
+            Some(heads) => {
+                format!("expected divisors of its {heads} groups of heads, found {group}")
+            }
+        };
+        return wrong("try-tensor-parallel", message);
+    }
     let tokens = match plan.global_batch {
         None => Tokens::PerGpu,
         Some(0) => {

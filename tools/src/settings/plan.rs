@@ -185,6 +185,15 @@ pub struct PlanSettings {
     #[arg(long, value_name = "TYPE[,TYPE...]", value_delimiter = ',', value_parser = dtype, help_heading = "Search")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub try_dtype: Vec<DType>,
+    /// GPUs of a node that share a model's weights, to choose from [default: the model's --tensor-parallel, 1]
+    #[arg(
+        long,
+        value_name = "N[,N...]",
+        value_delimiter = ',',
+        help_heading = "Search"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub try_tensor_parallel: Vec<u64>,
     /// Who may decide from step to step: static, dictionary, oracle [default: static, and dictionary
     /// where there are several steps]
     #[arg(long, value_name = "POLICY[,POLICY...]", value_delimiter = ',', value_parser = policy, help_heading = "Search")]
@@ -236,6 +245,7 @@ impl PlanSettings {
             try_capacity_factor: list(&self.try_capacity_factor, &file.try_capacity_factor),
             try_top_k: list(&self.try_top_k, &file.try_top_k),
             try_dtype: list(&self.try_dtype, &file.try_dtype),
+            try_tensor_parallel: list(&self.try_tensor_parallel, &file.try_tensor_parallel),
             try_policy: list(&self.try_policy, &file.try_policy),
             try_dropless: self.try_dropless || file.try_dropless,
             try_balance: list(&self.try_balance, &file.try_balance),

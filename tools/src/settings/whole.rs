@@ -49,6 +49,11 @@ pub struct ModelSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
+    /// GPUs of a node that share the weights of attention, dense layers and the vocabulary (Megatron-LM, with sequence
+    /// parallelism) [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_parallel: Option<u64>,
 }
 
 /// `[balance]`.
@@ -156,6 +161,7 @@ impl ModelSettings {
             shard_states: self.shard_states || file.shard_states,
             shard_gradients: self.shard_gradients || file.shard_gradients,
             recompute: self.recompute || file.recompute,
+            tensor_parallel: self.tensor_parallel.or(file.tensor_parallel),
         }
     }
 

@@ -95,6 +95,7 @@ impl Lab {
             batch: model.batch,
             phase,
             saving: MemorySaving::default(),
+            tensor_parallel: 1,
         };
         Ok(model::step(&run, variant)?.rate_per_gpu)
     }
