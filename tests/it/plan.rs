@@ -345,11 +345,46 @@ fn what_would_make_a_model_fit_is_said_and_does() {
     let args = "plan --model mixtral-8x7b --gpus 16 --batch 2 --strategy tutel --try-policy static";
     let ran = moeplan(args);
     assert_eq!(ran.exit, Exit::NoFeasiblePlan, "{}", ran.stderr);
-    let advice = "needs less memory with --shard-gradients and --recompute";
+    let advice = "needs less memory with --shard-gradients, --recompute, --try-tensor-parallel";
     assert!(ran.stdout.contains(advice), "{}", ran.stdout);
     let found = json(&format!("{args} --shard-gradients --recompute"));
     assert_eq!(found["settings"]["model"]["recompute"], true);
     assert!(number(&found["recommended"]["memory_bytes_per_gpu"]) < 80e9);
+}
+
+#[test]
+fn gpus_share_weights_where_that_makes_a_model_fit() {
+    let args = "plan --model mixtral-8x7b --gpus 16 --shard-gradients --recompute --strategy tutel --try-policy static";
+    let found = json(&format!("{args} --try-tensor-parallel 1,2,8"));
+    let exhaustive = json(&format!("{args} --try-tensor-parallel 1,2,8 --exhaustive"));
+    for what in ["recommended", "front", "nearest"] {
+        assert_eq!(found[what], exhaustive[what]);
+    }
+    let front = found["front"].as_array().unwrap();
+    let memory = |group: u64| {
+        let rows = front.iter().filter(|row| row["tensor_parallel"] == group);
+        let bytes = rows.map(|row| number(&row["memory_bytes_per_gpu"]));
+        bytes.fold(f64::INFINITY, f64::min)
+    };
+    assert!(memory(8) < memory(2) && memory(2) < memory(1), "{front:?}");
+    // The same step as `model` has.
+    let row = front
+        .iter()
+        .find(|row| row["tensor_parallel"] == 8)
+        .unwrap();
+    let args = format!(
+        "model mixtral-8x7b --gpus 16 --shard-gradients --recompute --tensor-parallel 8 --strategy tutel \
+         --encode {} --layout {} --adaptive-r {} --pipeline-degree {} --all-to-all {} --padding {}",
+        row["encode"].as_str().unwrap(),
+        row["layout"].as_str().unwrap(),
+        row["adaptive_r"],
+        row["pipeline_degree"],
+        row["all_to_all"].as_str().unwrap_or("linear"),
+        row["padding"].as_str().unwrap(),
+    );
+    let run = &json(&args)["runs"][0];
+    assert_eq!(run["step_time_ns"], row["step_time_ns"]);
+    assert_eq!(run["memory_bytes_per_gpu"], row["memory_bytes_per_gpu"]);
 }
 
 #[test]
@@ -363,11 +398,22 @@ fn what_only_a_layer_has_does_not_go_with_a_model() {
         ("--model-dim 64", "--layer"),
         ("--try-top-k 1,2", "--try-top-k"),
         ("--batch 0", "--batch"),
+        (
+            "--try-tensor-parallel 3",
+            "--try-tensor-parallel: expected divisors of its 16",
+        ),
+        ("--tensor-parallel 0", "tensor-parallel"),
     ] {
         let ran = moeplan(&format!("plan --model olmoe-1b-7b --gpus 8 {flags}"));
         assert_eq!(ran.exit, Exit::BadInput, "{flags}");
         assert!(ran.stderr.contains(blamed), "{flags}: {}", ran.stderr);
     }
+    let ran = moeplan("plan --gpus 8 --try-tensor-parallel 2");
+    assert_eq!(ran.exit, Exit::BadInput);
+    assert!(
+        ran.stderr
+            .contains("--try-tensor-parallel: expected --model")
+    );
     let ran = moeplan("plan --batch 2 --gpus 8");
     assert_eq!(ran.exit, Exit::BadInput);
     assert!(ran.stderr.contains("--model"), "{}", ran.stderr);

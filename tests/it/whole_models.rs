@@ -27,6 +27,33 @@ fn a_model_reports_every_stage_and_what_was_published() {
 }
 
 #[test]
+fn a_group_that_cannot_share_weights_is_one_clear_error() {
+    for (args, expected) in [
+        (
+            "swinv2-moe-b --tensor-parallel 2",
+            "of the 1 groups of heads",
+        ),
+        (
+            "qwen3-235b-a22b --tensor-parallel 8 --gpus 16",
+            "of the 4 groups of heads",
+        ),
+        (
+            "mixtral-8x7b --tensor-parallel 8 --gpus 4",
+            "of the 4 GPUs of a node",
+        ),
+        ("mixtral-8x7b --tensor-parallel 0 --gpus 8", "found 0"),
+    ] {
+        let ran = moeplan(&format!("model {args}"));
+        assert_eq!(ran.exit, Exit::BadInput, "{args}");
+        let told = ran.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            told.contains("--tensor-parallel") && told.contains(expected),
+            "{args}: {told}"
+        );
+    }
+}
+
+#[test]
 fn a_public_config_is_read_and_a_strange_one_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
