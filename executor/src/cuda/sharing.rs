@@ -95,18 +95,23 @@ pub(super) fn layout(job: &Job<'_>, rank: usize, order: &Order) -> Layout {
     let uses = used(job, rank);
     let least = modelled_bytes(job.program, job.lowered, Allocation::Ahead, rank);
     let ops = job.program.ops.len();
-    let by_size = |one: &Use| Reverse(one.bytes);
-    let by_life = |one: &Use| Reverse(one.life(ops).len());
-    let by_both = |one: &Use| Reverse(one.bytes * one.life(ops).len());
-    let by_start = |one: &Use| Reverse(ops - one.life(ops).start);
-    let orders: [&dyn Fn(&Use) -> Reverse<usize>; 4] = [&by_size, &by_both, &by_life, &by_start];
+    let first_of = |one: &Use, order: usize| {
+        let life = one.life(ops);
+        let keys = [
+            one.bytes,
+            one.bytes * life.len(),
+            life.len(),
+            ops - life.start,
+        ];
+        (Reverse(keys[order]), one.buffer)
+    };
     let mut best = Layout {
         bytes: usize::MAX,
         ..Layout::default()
     };
-    for key in orders {
+    for order_of in 0..4 {
         let mut uses: Vec<&Use> = uses.iter().collect();
-        uses.sort_by_key(|one| (key(one), one.buffer));
+        uses.sort_by_key(|one| first_of(one, order_of));
         for _ in 0..ATTEMPTS {
             let found = placed(&uses, order);
             uses[..=found.last].rotate_right(1);

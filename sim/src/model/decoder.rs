@@ -72,7 +72,7 @@ impl Decoder {
             true => 0,
             false => self.vocabulary * hidden,
         };
-        let embedding = pass_of(Section::Dense, elements, [4, 8, 0, 0], 1, table);
+        let embedding = pass_of(Section::Dense, elements, [4, 8, 0, 0], 1, &[table]);
         let mut parts = vec![shared_pass(embedding), scatter(Section::Dense, elements)];
         for (block, layer) in (0..).zip(&self.layers) {
             parts.extend(in_block(Some(block), self.layer(layer, tokens)));
@@ -148,7 +148,7 @@ impl Decoder {
                 parts.push(gather(section, tokens * self.hidden));
                 parts.push(outputs(linear(section, tokens, self.hidden, all, bias)));
                 let rotated = tokens * (heads + kv_heads) * head_dim;
-                parts.push(pass_of(section, rotated, [4, 4, 0, 0], 1, norm + sinks));
+                parts.push(pass_of(section, rotated, [4, 4, 0, 0], 1, &[norm, sinks]));
                 parts.push(fused(heads, 2 * head_dim));
                 parts.push(inputs(linear(section, tokens, queries, self.hidden, bias)));
                 parts.push(scatter(section, tokens * self.hidden));
@@ -247,7 +247,7 @@ fn shared_pass(mut part: Part) -> Part {
 }
 
 fn norm(section: Section, tokens: u64, channels: u64) -> Part {
-    pass_of(section, tokens * channels, [4, 8, 0, 2], 1, channels)
+    pass_of(section, tokens * channels, [4, 8, 0, 2], 1, &[channels])
 }
 
 fn residual(section: Section, elements: u64) -> Part {

@@ -226,6 +226,8 @@ pub struct Pass {
     pub saved: u64,
     /// Parameters it uses.
     pub parameters: u64,
+    /// Tensors they are in.
+    pub tensors: u64,
     /// Whether a tensor-parallel group shares those, each GPU passing over the tokens of all.
     pub is_cut: bool,
 }
@@ -288,6 +290,20 @@ impl Part {
             | Work::Scatter { .. } => 0,
             Work::Pass(pass) => pass.parameters,
             Work::Moe(moe) => moe.gate_parameters(),
+        }
+    }
+
+    /// Tensors of parameters that a GPU has, those of its experts included.
+    pub const fn tensors(&self) -> u64 {
+        match self.work {
+            Work::Linear { bias, .. } => 1 + if bias > 0 { 1 } else { 0 },
+            Work::Pass(pass) => pass.tensors,
+            // The gate's weight, and two of all local experts with their biases.
+            Work::Moe(moe) => 3 + if moe.bias { 2 } else { 0 },
+            Work::Product { .. }
+            | Work::FusedAttention { .. }
+            | Work::Gather { .. }
+            | Work::Scatter { .. } => 0,
         }
     }
 

@@ -53,7 +53,7 @@ impl Swin {
             tokens * dim,
             [12, 24, 0, 4],
             3,
-            2 * dim,
+            &[dim; 2],
         ));
         parts.push(linear(Section::Dense, 1, dim, CLASSES, true));
         // Cross entropy in single precision.
@@ -117,7 +117,7 @@ fn embedding(dim: u64) -> Vec<Part> {
             tokens * dim,
             [4 + 6 + 8, 40, 0, 4],
             3,
-            2 * dim,
+            &[dim; 2],
         ),
     ]
 }
@@ -129,7 +129,7 @@ fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: b
     let (tokens, keys, heads) = (side * side, window * window, dim / HEAD);
     let elements = tokens * dim;
     let windows = tokens / keys * heads;
-    let bias_mlp = 3 * BIAS_MLP + BIAS_MLP * heads;
+    let bias_mlp = [2 * BIAS_MLP, BIAS_MLP, BIAS_MLP * heads];
     let roll = if shifted { 8 } else { 0 };
     let product = |n, k| {
         let work = Work::Product {
@@ -155,7 +155,7 @@ fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: b
         tokens * keys * heads,
         [24, 28, 0, 4],
         4,
-        bias_mlp,
+        &bias_mlp,
     ));
     // The bias comes of a small MLP over relative positions: a dozen small kernels.
     parts.push(pass(section, 1, [12, 12, 0, 0], 12));
@@ -174,7 +174,7 @@ fn attention(parts: &mut Vec<Part>, dim: u64, side: u64, window: u64, shifted: b
 
 /// Norm: 8. Backward: of the input 12, of scale and shift 8.
 fn norm(section: Section, tokens: u64, dim: u64) -> Part {
-    pass_of(section, tokens * dim, [8, 20, 0, 4], 1, 2 * dim)
+    pass_of(section, tokens * dim, [8, 20, 0, 4], 1, &[dim; 2])
 }
 
 /// The sum of a branch with the residual stream, 10, and stochastic depth in training, 8. Backward: a cast 6, stochastic
@@ -217,7 +217,7 @@ fn merging(dim: u64, side: u64) -> Vec<Part> {
             elements,
             [8 + 8 + 6, 8 + 20 + 6, 0, 4],
             3,
-            8 * dim,
+            &[4 * dim; 2],
         ),
         linear(Section::Dense, tokens, 4 * dim, 2 * dim, false),
         pass(Section::Dense, elements, [3, 3, 0, 0], 1),
@@ -236,16 +236,17 @@ pub(super) fn linear(section: Section, rows: u64, input: u64, output: u64, bias:
 }
 
 pub(super) fn pass(section: Section, elements: u64, per_element: [u64; 4], kernels: u64) -> Part {
-    pass_of(section, elements, per_element, kernels, 0)
+    pass_of(section, elements, per_element, kernels, &[])
 }
 
-/// A pass over `elements`, by bytes an element: forward, backward, forward in training besides, saved.
+/// A pass over `elements`, by bytes an element: forward, backward, forward in training besides, saved. It uses tensors of so
+/// many `parameters`.
 pub(super) fn pass_of(
     section: Section,
     elements: u64,
     [forward, backward, training, saved]: [u64; 4],
     kernels: u64,
-    parameters: u64,
+    parameters: &[u64],
 ) -> Part {
     let pass = Pass {
         kernels,
@@ -253,7 +254,8 @@ pub(super) fn pass_of(
         backward: backward * elements,
         training: training * elements,
         saved: saved * elements,
-        parameters,
+        parameters: parameters.iter().sum(),
+        tensors: parameters.iter().filter(|&&size| size > 0).count() as u64,
         is_cut: false,
     };
     Part::new(section, Work::Pass(pass))

@@ -74,6 +74,15 @@ fn run(
     step(&run, variant).unwrap()
 }
 
+/// In the authors' code a block has 15 tensors (norms 4, qkv 2, bias of positions 3, projection 2, feed-forward 4), the patches'
+/// embedding 4, each of three mergings 3, the last norm and the head 2 each.
+#[test]
+fn swin_has_the_tensors_of_the_published_code() {
+    let dense = named("swinv2-moe-b").dense();
+    let tensors: u64 = dense.parts.iter().map(Part::tensors).sum();
+    assert_eq!(tensors, 24 * 15 + 4 + 3 * 3 + 2 + 2);
+}
+
 /// Table 11: parameters, active parameters and multiply-adds of every variant.
 #[test]
 fn swin_is_the_published_model() {

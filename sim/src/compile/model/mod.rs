@@ -402,9 +402,9 @@ impl<'a> Writer<'a> {
             .map(|run| run.layer.local_parameters())
             .sum();
         let parameters = source.parameters().div_ceil(source.shards()) + local;
-        let tensors = model.parts.iter().filter(|p| p.shared_parameters() > 0);
+        let tensors: u64 = model.parts.iter().map(Part::tensors).sum();
         let kernels = Kernels::Pass {
-            kernels: model.optimizer_kernels * tensors.count() as u64,
+            kernels: model.optimizer_kernels * tensors,
             forward: parameters * model.optimizer_bytes,
             backward: 0,
         };
