@@ -155,7 +155,9 @@ pub fn measured_step(
 
 /// Most memory any GPU needs, with the runtime's share.
 pub(crate) fn memory(scenario: &Scenario<'_>, program: &Program) -> u64 {
-    scenario.reserved_bytes.saturating_add(peak_memory(program))
+    scenario
+        .reserved_bytes
+        .saturating_add(program.largest_peak_memory())
 }
 
 /// The program of a step under `plan`.
@@ -240,28 +242,6 @@ pub(crate) fn stage_times(
     };
     let stages = Stage::ALL.into_iter().chain(Stage::MODEL);
     stages.filter_map(stage_time).collect()
-}
-
-/// Peak memory of the worst rank. Ranks differ only in buffers of uneven rows, so the rank with the
-/// most bytes in all its buffers stands for the worst.
-pub(crate) fn peak_memory(program: &Program) -> u64 {
-    let uneven: Vec<_> = program
-        .buffers
-        .iter()
-        .filter(|buffer| !buffer.bytes.is_same())
-        .collect();
-    let total = |rank: &usize| {
-        uneven
-            .iter()
-            .map(|buffer| *buffer.bytes.get(*rank))
-            .fold(0, u64::saturating_add)
-    };
-    let worst = if uneven.is_empty() {
-        0
-    } else {
-        (0..program.world_size).max_by_key(total).unwrap_or(0)
-    };
-    program.peak_memory(worst).0
 }
 
 /// Time in which communication ran and computation did not.

@@ -282,6 +282,16 @@ proptest! {
     }
 
     #[test]
+    fn memory_is_that_of_the_fullest_rank(case in cases()) {
+        check(&case, |_, _, trace| {
+            let ranks = 0..trace.program.world_size;
+            let fullest = ranks.map(|rank| trace.program.peak_memory(rank).0).max();
+            prop_assert_eq!(Some(trace.program.largest_peak_memory()), fullest);
+            Ok(())
+        })?;
+    }
+
+    #[test]
     fn timelines_keep_dependencies_and_queues(case in cases()) {
         check(&case, |_, _, trace| {
             for rank in 0..trace.timeline.rows() {

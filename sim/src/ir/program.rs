@@ -7,6 +7,7 @@ use super::{
 use crate::spec::DType;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// One step of one MoE layer on all ranks: operations in issue order, buffers, byte matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,32 +82,14 @@ impl Program {
     /// Bytes of all buffers alive at the worst moment of the step, by buffer liveness in issue
     /// order: what an allocator that frees at the last use needs. Also names the live buffers.
     pub fn peak_memory(&self, rank: usize) -> (u64, Vec<(&str, u64)>) {
-        let mut first = vec![usize::MAX; self.buffers.len()];
-        let mut last = vec![0usize; self.buffers.len()];
-        for (index, op) in self.ops.iter().enumerate() {
-            for id in op.reads.iter().chain(&op.writes) {
-                let buffer = id.0 as usize;
-                first[buffer] = first[buffer].min(index);
-                last[buffer] = index;
-            }
-        }
-        let alive_at = |buffer: usize, index: usize| match self.buffers[buffer].lifetime {
-            Lifetime::Persistent => true,
-            Lifetime::External => false,
-            Lifetime::Transient => first[buffer] <= index && index <= last[buffer],
-        };
+        let lives = self.lives();
         // Bytes that come to life and die with each operation, summed up as the step goes on.
         let mut change = vec![(0u64, 0u64); self.ops.len() + 1];
-        for (index, buffer) in self.buffers.iter().enumerate() {
+        for (buffer, life) in self.buffers.iter().zip(&lives) {
             let bytes = *buffer.bytes.get(rank);
-            let (from, until) = match buffer.lifetime {
-                Lifetime::Persistent => (0, self.ops.len()),
-                Lifetime::External => continue,
-                Lifetime::Transient if first[index] == usize::MAX => continue,
-                Lifetime::Transient => (first[index], last[index] + 1),
-            };
-            change[from].0 = change[from].0.saturating_add(bytes);
-            change[until].1 = change[until].1.saturating_add(bytes);
+            let Some(life) = life else { continue };
+            change[life.start].0 = change[life.start].0.saturating_add(bytes);
+            change[life.end].1 = change[life.end].1.saturating_add(bytes);
         }
         let (mut worst, mut most, mut now) = (0, 0u64, 0u128);
         for (index, (born, dead)) in change[..self.ops.len()].iter().enumerate() {
@@ -116,16 +99,68 @@ impl Program {
                 (worst, most) = (index, bytes);
             }
         }
-        let live = (0..self.buffers.len())
-            .filter(|&buffer| alive_at(buffer, worst))
-            .map(|buffer| {
-                (
-                    self.buffers[buffer].name.as_ref(),
-                    *self.buffers[buffer].bytes.get(rank),
-                )
-            })
-            .collect();
-        (most, live)
+        let live = self.buffers.iter().zip(&lives);
+        let live = live.filter(|(_, life)| life.as_ref().is_some_and(|life| life.contains(&worst)));
+        let live = live.map(|(buffer, _)| (buffer.name.as_ref(), *buffer.bytes.get(rank)));
+        (most, live.collect())
+    }
+
+    /// The bytes of [`peak_memory`](Program::peak_memory) of the rank that has most.
+    pub fn largest_peak_memory(&self) -> u64 {
+        let mut born = vec![Vec::new(); self.ops.len() + 1];
+        let mut dead = born.clone();
+        for (buffer, life) in self.buffers.iter().zip(self.lives()) {
+            let Some(life) = life else { continue };
+            born[life.start].push(&buffer.bytes);
+            dead[life.end].push(&buffer.bytes);
+        }
+        let (mut same, mut each) = (0u128, vec![0u128; self.world_size]);
+        let (mut uneven, mut most) = (0, 0);
+        for (born, dead) in born.iter().zip(&dead).take(self.ops.len()) {
+            for bytes in born {
+                match bytes {
+                    PerRank::Same(bytes) => same += u128::from(*bytes),
+                    PerRank::Each(bytes) => {
+                        let added = each.iter_mut().zip(bytes);
+                        added.for_each(|(sum, bytes)| *sum += u128::from(*bytes));
+                    }
+                }
+            }
+            for bytes in dead {
+                match bytes {
+                    PerRank::Same(bytes) => same -= u128::from(*bytes),
+                    PerRank::Each(bytes) => {
+                        let removed = each.iter_mut().zip(bytes);
+                        removed.for_each(|(sum, bytes)| *sum -= u128::from(*bytes));
+                    }
+                }
+            }
+            if born.iter().chain(dead).any(|bytes| !bytes.is_same()) {
+                uneven = each.iter().copied().max().unwrap_or(0);
+            }
+            most = most.max(same + uneven);
+        }
+        u64::try_from(most).unwrap_or(u64::MAX)
+    }
+
+    /// From which operation on each buffer is there, and from which on no more; none of buffers that neighbouring
+    /// layers own or nobody uses.
+    fn lives(&self) -> Vec<Option<Range<usize>>> {
+        let mut lives: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
+        for (index, op) in self.ops.iter().enumerate() {
+            for id in op.reads.iter().chain(&op.writes) {
+                let life = lives[id.0 as usize].get_or_insert(index..index);
+                life.end = index + 1;
+            }
+        }
+        for (buffer, life) in self.buffers.iter().zip(&mut lives) {
+            match buffer.lifetime {
+                Lifetime::Persistent => *life = Some(0..self.ops.len()),
+                Lifetime::External => *life = None,
+                Lifetime::Transient => {}
+            }
+        }
+        lives
     }
 }
 

@@ -9,7 +9,7 @@ use crate::engine::run;
 use crate::hardware::Hardware;
 use crate::ir::{Lifetime, Program};
 use crate::policy::Runner;
-use crate::simulate::{Scenario, StageTime, exposed, peak_memory, stage_times};
+use crate::simulate::{Scenario, StageTime, exposed, stage_times};
 use crate::spec::{Phase, ResolvedLayer, SpecError, Strategy};
 use crate::units::Time;
 
@@ -351,7 +351,7 @@ fn memory(program: &Program, reserved: u64) -> ModelMemory {
         parameters,
         gradients,
         optimizer,
-        activations: peak_memory(program).saturating_sub(persistent),
+        activations: program.largest_peak_memory().saturating_sub(persistent),
         reserved,
     }
 }
