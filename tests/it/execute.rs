@@ -59,6 +59,29 @@ fn a_cosine_gate_is_run_and_counted() {
 }
 
 #[test]
+fn what_a_gate_does_beside_scoring_is_a_setting() {
+    let run = |args: &str| json(&format!("{SMALL} --capacity-factor 0 {args}"));
+    let factor = |ran: &Value| ran["runs"][0]["capacity_factor"].as_f64().unwrap();
+    let (plain, noisy) = (run(""), run("--gate-noise 64"));
+    assert_ne!(factor(&plain), factor(&noisy), "noise routes otherwise");
+    let ordered = run("--batch-prioritized --balance-weight 0.5");
+    assert_eq!(factor(&plain), factor(&ordered), "who comes first does not");
+    let gate = &ordered["settings"]["gate"];
+    assert_eq!(gate["batch-prioritized"], true);
+    assert_eq!(gate["balance-weight"], 0.5);
+    for flags in [
+        "--gate-noise -1",
+        "--gate-noise inf",
+        "--balance-weight nan",
+    ] {
+        let ran = moeplan(&format!("{SMALL} {flags}"));
+        assert_eq!(ran.exit, Exit::BadInput, "{flags}");
+        let flag = flags.split(' ').next().unwrap();
+        assert!(ran.stderr.contains(flag), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_machine_without_a_gpu_says_so_in_one_line() {
     let ran = moeplan(&format!("{SMALL} --backend cuda"));
     assert_eq!(ran.exit, Exit::MachineLacks);
