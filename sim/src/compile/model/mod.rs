@@ -179,39 +179,52 @@ impl<'a> Writer<'a> {
         let mut copied = checkpoint;
         for part in &self.source.model.parts[parts] {
             self.builder.at(stage(part), Pass::Forward, 0);
-            let Some(kernels) = self.source.kernels(part) else {
-                match part.work {
-                    Work::Gather { elements } => flow = self.gather(elements, flow),
-                    Work::Scatter { elements } => flow = self.scatter(elements, flow),
-                    _ => {
-                        let layer = moe.next().expect("numbers do not end");
-                        let (source, shapes, weights) = &self.moe[layer];
-                        let (saved, output) =
-                            forward::emit(&mut self.builder, source, shapes, weights, flow);
-                        flow = output;
-                        kept.push(Kept::Moe(Box::new(saved)));
-                        continue;
-                    }
+            let (output, keeps) = match part.work {
+                Work::Gather { elements } => (self.gather(elements, flow), Kept::Dense(None)),
+                Work::Scatter { elements } => (self.scatter(elements, flow), Kept::Dense(None)),
+                Work::Moe(_) => {
+                    let layer = moe.next().expect("numbers do not end");
+                    let (source, shapes, weights) = &self.moe[layer];
+                    let (saved, output) =
+                        forward::emit(&mut self.builder, source, shapes, weights, flow);
+                    (output, Kept::Moe(Box::new(saved)))
                 }
-                kept.push(Kept::Dense(None));
-                continue;
+                _ => {
+                    let keeps = checkpoint.is_none();
+                    let (output, saved) = self.dense(part, flow, keeps, copied.take());
+                    (output, Kept::Dense(saved))
+                }
             };
-            let output = self.output(part, flow);
-            let mut writes = vec![output];
-            writes.extend(copied.take());
-            let saved = self.source.saved(part).filter(|_| checkpoint.is_none());
-            let saved = saved.map(|bytes| {
-                self.builder
-                    .buffer("kept for backward", PerRank::Same(bytes))
-            });
-            writes.extend(saved);
-            let reads = [flow, self.weights];
-            let kind = self.source.op(kernels);
-            self.builder.push(Stream::Compute, kind, &reads, &writes);
             flow = output;
-            kept.push(Kept::Dense(saved));
+            kept.push(keeps);
         }
         (kept, flow)
+    }
+
+    /// The forward pass of a dense part, which also writes `copy`; returns its output and, if it `keeps` any, what it does.
+    fn dense(
+        &mut self,
+        part: &Part,
+        flow: BufferId,
+        keeps: bool,
+        copy: Option<BufferId>,
+    ) -> (BufferId, Option<BufferId>) {
+        let Some(kernels) = self.source.kernels(part) else {
+            return (flow, None);
+        };
+        let output = self.output(part, flow);
+        let saved = self.source.saved(part).filter(|_| keeps);
+        let saved = saved.map(|bytes| {
+            self.builder
+                .buffer("kept for backward", PerRank::Same(bytes))
+        });
+        let mut writes = vec![output];
+        writes.extend(copy);
+        writes.extend(saved);
+        let reads = [flow, self.weights];
+        let kind = self.source.op(kernels);
+        self.builder.push(Stream::Compute, kind, &reads, &writes);
+        (output, saved)
     }
 
     /// The tokens of all GPUs that share what follows.
@@ -244,10 +257,7 @@ impl<'a> Writer<'a> {
             return flow;
         }
         let bytes = self.source.bytes(elements);
-        let scope = Scope::Strided {
-            size: group as u32,
-            stride: 1,
-        };
+        let scope = self.source.sharing();
         let output = PerRank::Same(bytes.saturating_mul(left));
         let output = self.builder.buffer("tokens of the group", output);
         let kind = kind(scope, bytes.saturating_mul(group));
@@ -296,18 +306,14 @@ impl<'a> Writer<'a> {
 
     /// Sums over a tensor-parallel group the gradients of what each of its GPUs holds whole, from its own tokens.
     fn reduce_uncut(&mut self) {
-        let group = self.source.tensor_parallel;
-        if group == 1 {
+        if self.source.tensor_parallel == 1 {
             return;
         }
         let parts = self.source.model.parts.iter();
         let whole = parts.map(|part| part.shared_parameters() - part.cut_parameters());
         let parameters: u64 = whole.sum();
         let kind = OpKind::AllReduce {
-            scope: Scope::Strided {
-                size: group as u32,
-                stride: 1,
-            },
+            scope: self.source.sharing(),
             bytes: parameters * self.source.model.gradient_bytes,
         };
         self.builder.at(Stage::AllReduce, Pass::Backward, 0);
@@ -452,6 +458,14 @@ impl ModelSource<'_> {
         parts
             .map(|part| part.held_parameters(self.tensor_parallel))
             .sum()
+    }
+
+    /// Who share weights: neighbours.
+    fn sharing(&self) -> Scope {
+        Scope::Strided {
+            size: self.tensor_parallel as u32,
+            stride: 1,
+        }
     }
 
     /// GPUs that hold the same parameters.
