@@ -117,24 +117,17 @@ impl Program {
         let (mut same, mut each) = (0u128, vec![0u128; self.world_size]);
         let (mut uneven, mut most) = (0, 0);
         for (born, dead) in born.iter().zip(&dead).take(self.ops.len()) {
-            for bytes in born {
-                match bytes {
-                    PerRank::Same(bytes) => same += u128::from(*bytes),
-                    PerRank::Each(bytes) => {
-                        let added = each.iter_mut().zip(bytes);
-                        added.for_each(|(sum, bytes)| *sum += u128::from(*bytes));
+            let mut change = |buffers: &[&PerRank<u64>], by: fn(&mut u128, u128)| {
+                for bytes in buffers {
+                    match bytes {
+                        PerRank::Same(bytes) => by(&mut same, u128::from(*bytes)),
+                        PerRank::Each(bytes) => (each.iter_mut().zip(bytes))
+                            .for_each(|(sum, bytes)| by(sum, u128::from(*bytes))),
                     }
                 }
-            }
-            for bytes in dead {
-                match bytes {
-                    PerRank::Same(bytes) => same -= u128::from(*bytes),
-                    PerRank::Each(bytes) => {
-                        let removed = each.iter_mut().zip(bytes);
-                        removed.for_each(|(sum, bytes)| *sum -= u128::from(*bytes));
-                    }
-                }
-            }
+            };
+            change(born, |sum, bytes| *sum += bytes);
+            change(dead, |sum, bytes| *sum -= bytes);
             if born.iter().chain(dead).any(|bytes| !bytes.is_same()) {
                 uneven = each.iter().copied().max().unwrap_or(0);
             }

@@ -205,7 +205,7 @@ pub(super) fn shared_feed_forward(moe: &Moe, dtype: DType) -> Vec<Part> {
     let mut parts = vec![gather(Section::Dense, elements)];
     for part in feed_forward(moe, dtype) {
         parts.push(match part.work {
-            Work::Linear { .. } => cut(part, how.next().unwrap_or(Cut::Whole)),
+            Work::Linear(_) => cut(part, how.next().unwrap_or(Cut::Whole)),
             _ => part,
         });
     }
@@ -232,8 +232,8 @@ fn inputs(product: Part) -> Part {
 }
 
 fn cut(mut product: Part, how: Cut) -> Part {
-    if let Work::Linear { cut, .. } = &mut product.work {
-        *cut = how;
+    if let Work::Linear(linear) = &mut product.work {
+        linear.cut = how;
     }
     product
 }

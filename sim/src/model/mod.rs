@@ -150,18 +150,7 @@ impl Moe {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
     /// (rows, input) by a weight (input, output).
-    Linear {
-        /// Rows of one item.
-        rows: u64,
-        /// Input channels.
-        input: u64,
-        /// Output channels.
-        output: u64,
-        /// Parameters of a bias.
-        bias: u64,
-        /// What GPUs that share it have of it.
-        cut: Cut,
-    },
+    Linear(Linear),
     /// `batch` products (m, k) by (k, n) of activations.
     Product {
         /// Products of one item.
@@ -211,6 +200,41 @@ pub enum Cut {
     Inputs,
 }
 
+/// A product with a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// Rows of one item.
+    pub rows: u64,
+    /// Input channels.
+    pub input: u64,
+    /// Output channels.
+    pub output: u64,
+    /// Parameters of a bias.
+    pub bias: u64,
+    /// What GPUs that share it have of it.
+    pub cut: Cut,
+}
+
+impl Linear {
+    /// The product of one GPU of a group of `tensor_parallel`: where it is cut, the tokens of the group meet some of the
+    /// channels.
+    #[must_use]
+    pub const fn on(self, tensor_parallel: u64) -> Linear {
+        let group = tensor_parallel;
+        let [rows, input, output] = match self.cut {
+            Cut::Whole => [self.rows, self.input, self.output],
+            Cut::Outputs => [self.rows * group, self.input, self.output.div_ceil(group)],
+            Cut::Inputs => [self.rows * group, self.input.div_ceil(group), self.output],
+        };
+        Linear {
+            rows,
+            input,
+            output,
+            ..self
+        }
+    }
+}
+
 /// Bytes that element-wise kernels move for one item.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Pass {
@@ -257,12 +281,7 @@ impl Part {
     pub fn macs(&self) -> f64 {
         let product = |extents: &[u64]| extents.iter().map(|&extent| extent as f64).product();
         match self.work {
-            Work::Linear {
-                rows,
-                input,
-                output,
-                ..
-            } => product(&[rows, input, output]),
+            Work::Linear(linear) => product(&[linear.rows, linear.input, linear.output]),
             Work::Product { batch, m, n, k } => product(&[batch, m, n, k]),
             Work::FusedAttention {
                 heads,
@@ -278,12 +297,7 @@ impl Part {
     /// All parameters but those of experts.
     pub const fn shared_parameters(&self) -> u64 {
         match self.work {
-            Work::Linear {
-                input,
-                output,
-                bias,
-                ..
-            } => input * output + bias,
+            Work::Linear(linear) => linear.input * linear.output + linear.bias,
             Work::Product { .. }
             | Work::FusedAttention { .. }
             | Work::Gather { .. }
@@ -296,7 +310,7 @@ impl Part {
     /// Tensors of parameters that a GPU has, those of its experts included.
     pub const fn tensors(&self) -> u64 {
         match self.work {
-            Work::Linear { bias, .. } => 1 + if bias > 0 { 1 } else { 0 },
+            Work::Linear(linear) => 1 + if linear.bias > 0 { 1 } else { 0 },
             Work::Pass(pass) => pass.tensors,
             // The gate's weight, and two of all local experts with their biases.
             Work::Moe(moe) => 3 + if moe.bias { 2 } else { 0 },
@@ -307,19 +321,15 @@ impl Part {
         }
     }
 
-    /// Those of them that a tensor-parallel group shares.
+    /// Parameters beside experts that a tensor-parallel group shares.
     pub const fn cut_parameters(&self) -> u64 {
         match self.work {
-            Work::Linear {
-                cut: Cut::Outputs, ..
-            } => self.shared_parameters(),
-            // The bias is of all outputs.
-            Work::Linear {
-                input,
-                output,
-                cut: Cut::Inputs,
-                ..
-            } => input * output,
+            Work::Linear(linear) => match linear.cut {
+                Cut::Whole => 0,
+                Cut::Outputs => self.shared_parameters(),
+                // The bias is of all outputs.
+                Cut::Inputs => linear.input * linear.output,
+            },
             Work::Pass(pass) if pass.is_cut => pass.parameters,
             _ => 0,
         }

@@ -7,7 +7,7 @@
 //! work in single precision throughout, since Tutel brings its input to the type of the experts'
 //! parameters (`tutel/impls/moe_layer.py`).
 
-use super::{Cut, ModelSpec, Moe, Part, Pass, Section, Unit, Work, in_block};
+use super::{Cut, Linear, ModelSpec, Moe, Part, Pass, Section, Unit, Work, in_block};
 use crate::spec::DType;
 
 /// A model of the family.
@@ -225,14 +225,14 @@ fn merging(dim: u64, side: u64) -> Vec<Part> {
 }
 
 pub(super) fn linear(section: Section, rows: u64, input: u64, output: u64, bias: bool) -> Part {
-    let work = Work::Linear {
+    let linear = Linear {
         rows,
         input,
         output,
         bias: if bias { output } else { 0 },
         cut: Cut::Whole,
     };
-    Part::new(section, work)
+    Part::new(section, Work::Linear(linear))
 }
 
 pub(super) fn pass(section: Section, elements: u64, per_element: [u64; 4], kernels: u64) -> Part {

@@ -273,29 +273,22 @@ fn repeats(given: &Given, resolved: &Resolved) -> Result<usize, Error> {
 /// What step `index` starts from where its gate decides on routing.
 fn inputs(given: &Given, resolved: &Resolved, index: usize) -> Result<Inputs, Error> {
     let (layer, gate) = (resolved.layer(index), &resolved.study.gate);
-    let seed = resolved.seed.wrapping_add(index as u64);
-    let inputs = Inputs {
-        prioritized: gate.batch_prioritized,
-        ..Inputs::random(layer, seed, Routed::Gate)
-    };
-    let checked = |field, value: f32| match value.is_finite() && value >= 0.0 {
-        true => Ok(value),
-        false => {
+    for (field, value) in [
+        ("gate-noise", gate.gate_noise),
+        ("balance-weight", gate.balance_weight),
+    ] {
+        if let Some(value) = value.filter(|value| !value.is_finite() || *value < 0.0) {
             let message = format!("expected a number from 0 on, found {value}");
-            Err(Error::input(given.place(&["gate"], None, field), message))
+            return Err(Error::input(given.place(&["gate"], None, field), message));
         }
-    };
-    let inputs = match gate.gate_noise {
-        Some(scale) => inputs.with_gate_noise(layer, seed, checked("gate-noise", scale)?),
+    }
+    let seed = resolved.seed.wrapping_add(index as u64);
+    let mut inputs = Inputs::random(layer, seed, Routed::Gate);
+    inputs.prioritized = gate.batch_prioritized;
+    inputs.balance_weight = gate.balance_weight.unwrap_or(inputs.balance_weight);
+    Ok(match gate.gate_noise {
+        Some(scale) => inputs.with_gate_noise(layer, seed, scale),
         None => inputs,
-    };
-    let balance_weight = match gate.balance_weight {
-        Some(weight) => checked("balance-weight", weight)?,
-        None => inputs.balance_weight,
-    };
-    Ok(Inputs {
-        balance_weight,
-        ..inputs
     })
 }
 

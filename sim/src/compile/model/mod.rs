@@ -160,7 +160,7 @@ impl<'a> Writer<'a> {
         parts.first()?.block?;
         let mut products = parts
             .iter()
-            .filter(|part| matches!(part.work, Work::Linear { .. }));
+            .filter(|part| matches!(part.work, Work::Linear(_)));
         let bytes = products.find_map(|part| source.saved(part))?;
         let buffer = self.builder.buffer("block input", PerRank::Same(bytes));
         Some(buffer)
@@ -345,12 +345,9 @@ impl<'a> Writer<'a> {
         let mut reads = vec![flow, self.weights];
         reads.extend(match part.work {
             // Kept of the own tokens only.
-            Work::Linear {
-                rows,
-                input,
-                cut: Cut::Outputs,
-                ..
-            } => saved.map(|own| self.gather(rows * input, own)),
+            Work::Linear(linear) if linear.cut == Cut::Outputs => {
+                saved.map(|own| self.gather(linear.rows * linear.input, own))
+            }
             _ => saved,
         });
         let kind = self.source.op(kernels);

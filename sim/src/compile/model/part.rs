@@ -2,7 +2,7 @@
 
 use super::ModelSource;
 use crate::ir::{Kernels, OpKind};
-use crate::model::{Cut, Part, Work};
+use crate::model::{Part, Work};
 use crate::spec::Phase;
 
 impl ModelSource<'_> {
@@ -13,33 +13,16 @@ impl ModelSource<'_> {
         }
     }
 
-    /// Rows, input and output channels of a product as one GPU has it, for one item: where it is cut, the tokens of the
-    /// group meet some of the channels.
-    pub(super) fn sizes(&self, [rows, input, output]: [u64; 3], cut: Cut) -> [u64; 3] {
-        let group = self.tensor_parallel;
-        match cut {
-            Cut::Whole => [rows, input, output],
-            Cut::Outputs => [rows * group, input, output.div_ceil(group)],
-            Cut::Inputs => [rows * group, input.div_ceil(group), output],
-        }
-    }
-
     /// What a part does with all items of a GPU; `None` for an MoE layer and for collectives.
     pub(super) fn kernels(&self, part: &Part) -> Option<Kernels> {
         let items = self.items;
         Some(match part.work {
-            Work::Linear {
-                rows,
-                input,
-                output,
-                cut,
-                ..
-            } => {
-                let [rows, input, output] = self.sizes([rows, input, output], cut);
+            Work::Linear(linear) => {
+                let linear = linear.on(self.tensor_parallel);
                 Kernels::Linear {
-                    rows: rows * items,
-                    input,
-                    output,
+                    rows: linear.rows * items,
+                    input: linear.input,
+                    output: linear.output,
                 }
             }
             Work::Product { batch, m, n, k } => Kernels::Product {
@@ -84,15 +67,9 @@ impl ModelSource<'_> {
     /// Bytes a part writes; `None` where it works in place.
     pub(super) fn output_bytes(&self, part: &Part) -> Option<u64> {
         match part.work {
-            Work::Linear {
-                rows,
-                input,
-                output,
-                cut,
-                ..
-            } => {
-                let [rows, _, output] = self.sizes([rows, input, output], cut);
-                Some(self.bytes(rows * output))
+            Work::Linear(linear) => {
+                let linear = linear.on(self.tensor_parallel);
+                Some(self.bytes(linear.rows * linear.output))
             }
             Work::Product { batch, m, n, .. } => Some(self.bytes(batch * m * n)),
             Work::FusedAttention {
@@ -108,15 +85,9 @@ impl ModelSource<'_> {
     /// Bytes of the gradient of a part's input; `None` where it works in place.
     pub(super) fn input_bytes(&self, part: &Part) -> Option<u64> {
         match part.work {
-            Work::Linear {
-                rows,
-                input,
-                output,
-                cut,
-                ..
-            } => {
-                let [rows, input, _] = self.sizes([rows, input, output], cut);
-                Some(self.bytes(rows * input))
+            Work::Linear(linear) => {
+                let linear = linear.on(self.tensor_parallel);
+                Some(self.bytes(linear.rows * linear.input))
             }
             Work::Product { batch, m, n, k } => Some(self.bytes(batch * k * (m + n))),
             Work::FusedAttention {
@@ -136,7 +107,7 @@ impl ModelSource<'_> {
             return None;
         }
         let bytes = match part.work {
-            Work::Linear { rows, input, .. } => self.bytes(rows * input),
+            Work::Linear(linear) => self.bytes(linear.rows * linear.input),
             Work::FusedAttention { .. } => self.input_bytes(part)? + self.output_bytes(part)?,
             Work::Product { .. } => self.input_bytes(part)?,
             Work::Pass(pass) => pass.saved.saturating_mul(self.items),
