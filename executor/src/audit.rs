@@ -3,7 +3,7 @@
 use crate::ExecError;
 use crate::lower::Lowered;
 use crate::task::Count;
-use moeplan_sim::ir::{Elementwise, OpKind, Pass, Program, Work};
+use moeplan_sim::ir::{Elementwise, OpKind, Pass, Program};
 use moeplan_sim::spec::Encode;
 
 /// Sums over all operations and ranks of one step.
@@ -101,10 +101,9 @@ fn stated(program: &Program, op: &moeplan_sim::ir::Op, rank: usize) -> Count {
     let mut count = Count::default();
     let gate = matches!(op.kind, OpKind::Gate { .. });
     for work in op.kind.work(op.pass, rank, program.dtype) {
-        match work {
-            Work::Gemm(shape) => count.flops += shape.flops() as u64,
-            Work::Memory { bytes } if !gate => count.bytes += bytes,
-            Work::Memory { .. } | Work::Framework { .. } => {}
+        count.flops += work.flops() as u64;
+        if !gate {
+            count.bytes += work.bytes();
         }
     }
     if let OpKind::Exchange { traffic, .. } = &op.kind {

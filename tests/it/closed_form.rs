@@ -545,12 +545,55 @@ fn dense_encode_does_t_times_the_work_of_sparse() {
     // Elements copied: read once and written once, after a fill.
     let sparse: Vec<u64> = work(Encode::Sparse)
         .iter()
-        .map(|work| match work {
-            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes / 2,
-            Work::Gemm(shape) => panic!("a sparse encode multiplies nothing: {shape:?}"),
+        .map(|work| {
+            assert!(
+                !matches!(work, Work::Gemm(_)),
+                "a sparse encode multiplies nothing: {work:?}"
+            );
+            work.bytes() / 2
         })
         .collect();
     let copied = sparse[1] / 2;
     assert_eq!(copied, layer.routed_copies() * d);
     assert_eq!(dense / copied as f64, tokens as f64);
+}
+
+#[test]
+fn only_fairseqs_gate_walks_down_the_rows_and_only_forward() {
+    let (tokens, experts, top_k) = (16_384, 32, 2);
+    let scans = |encode, pass| -> Vec<Work> {
+        let kind = OpKind::Gate {
+            encode,
+            tokens,
+            experts,
+            model_dim: 512,
+            top_k,
+            gate: Gate::Linear,
+        };
+        let work = kind.work(pass, 0, DType::Tf32).into_iter();
+        work.filter(|work| matches!(work, Work::ColumnScan { .. }))
+            .collect()
+    };
+    // A mask of 8-byte integers, read and written, once a choice.
+    let bytes = 2 * 8 * tokens * experts;
+    let scan = Work::ColumnScan {
+        rows: tokens,
+        bytes,
+    };
+    assert_eq!(scans(Encode::Dense, Pass::Forward), [scan, scan]);
+    assert_eq!(scans(Encode::Dense, Pass::Backward), []);
+    assert_eq!(scans(Encode::Sparse, Pass::Forward), []);
+
+    // It takes its rows one after the other, or its bytes where software scans in parallel.
+    let price = |scan_row_ns| {
+        let testbed = Testbed::with(|hardware| {
+            hardware.software.scan_row_ns = scan_row_ns;
+            hardware.gpu.kernel_us = 0.0;
+        });
+        [scan, Work::Memory { bytes }].map(|work| testbed.model.kernel(&work).time)
+    };
+    let [walked, pass] = price(100.0);
+    assert_eq!(walked, Time::from_ns(100).times(tokens));
+    assert!(walked > pass);
+    assert_eq!(price(0.0), [pass, pass]);
 }

@@ -71,11 +71,7 @@ impl Bench {
         let work = ops
             .filter(|op| wanted(&op.kind, op.pass))
             .flat_map(|op| work_on_one_gpu(&self.program, op, 0));
-        work.map(|work| match work {
-            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes,
-            Work::Gemm(_) => 0,
-        })
-        .sum()
+        work.map(|work| work.bytes()).sum()
     }
 
     /// Step time, and time of cores or of the GPU of the operations that `wanted` picks, in seconds.

@@ -71,6 +71,14 @@ impl Analytic {
         }
     }
 
+    /// A kernel that moves `bytes` through memory and takes `least_s` seconds at least, its start and end besides.
+    fn pass(&self, bytes: u64, least_s: f64) -> Estimate {
+        let gpu = &self.hardware.gpu;
+        let moved_s = bytes as f64 / (gpu.hbm_gb_per_s * 1e9);
+        let seconds = gpu.kernel_us * 1e-6 + moved_s.max(least_s);
+        Estimate::new(Time::from_secs_f64(seconds), Provenance::Roofline)
+    }
+
     fn product(&self, shape: &GemmShape) -> Estimate {
         let known = || self.products.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&estimate) = known().get(shape) {
@@ -93,11 +101,11 @@ impl CostModel for Analytic {
         match work {
             Work::Gemm(shape) => self.product(shape),
             Work::Memory { bytes: 0 } => Estimate::new(Time::ZERO, Provenance::Roofline),
-            Work::Memory { bytes } => {
-                let seconds = self.hardware.gpu.kernel_us * 1e-6
-                    + *bytes as f64 / (self.hardware.gpu.hbm_gb_per_s * 1e9);
-                Estimate::new(Time::from_secs_f64(seconds), Provenance::Roofline)
-            }
+            Work::Memory { bytes } => self.pass(*bytes, 0.0),
+            Work::ColumnScan { rows, bytes } => self.pass(
+                *bytes,
+                *rows as f64 * self.hardware.software.scan_row_ns * 1e-9,
+            ),
             Work::Framework { bytes, pass } => {
                 let framework = &self.hardware.software.framework;
                 let factor = match pass {

@@ -50,11 +50,7 @@ pub struct Demand {
 pub fn demand(program: &Program, op: &Op, rank: usize) -> Demand {
     let bytes = || -> f64 {
         let work = op.kind.work(op.pass, rank, program.dtype).into_iter();
-        work.map(|work| match work {
-            Work::Memory { bytes } | Work::Framework { bytes, .. } => bytes as f64,
-            Work::Gemm(_) => 0.0,
-        })
-        .sum()
+        work.map(|work| work.bytes() as f64).sum()
     };
     let pass = |name| Demand {
         products: Vec::new(),
@@ -381,9 +377,9 @@ impl CostModel for CpuModel {
                 let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
                 shape.batch as f64 * self.params.gemm.plain.microseconds(m, n, k)
             }
-            Work::Memory { bytes } | Work::Framework { bytes, .. } => {
+            Work::Memory { .. } | Work::Framework { .. } | Work::ColumnScan { .. } => {
                 let copy = self.params.passes.get("copy");
-                copy.map_or(0.0, |curve| curve.at(*bytes as f64))
+                copy.map_or(0.0, |curve| curve.at(work.bytes() as f64))
             }
         };
         Estimate::new(microseconds(us), Provenance::Fitted)

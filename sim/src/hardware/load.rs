@@ -148,6 +148,7 @@ impl Hardware {
                 framework.backward_passes,
             ),
             ("software.framework.loss-per-node", framework.loss_per_node),
+            ("software.scan-row-ns", self.software.scan_row_ns),
             ("gpu.kernel-us", self.gpu.kernel_us),
             ("host.launch-us", self.host.launch_us),
             ("host.collective-us", self.host.collective_us),

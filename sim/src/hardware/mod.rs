@@ -148,6 +148,9 @@ pub struct Software {
     pub name: String,
     /// Share of the fitted GEMM rates it reaches.
     pub gemm_efficiency: f64,
+    /// One row of a scan that walks down columns, a thread each, nanoseconds; 0 where it scans in parallel.
+    #[serde(default)]
+    pub scan_row_ns: f64,
     /// How it runs whole models.
     #[serde(default)]
     pub framework: Framework,

@@ -22,6 +22,14 @@ pub enum Work {
         /// Forward or backward.
         pass: Pass,
     },
+    /// A scan down the columns of a matrix by one thread a column, as `torch.cumsum` over the first
+    /// dimension: every thread waits for its row before it asks for the next.
+    ColumnScan {
+        /// Rows.
+        rows: u64,
+        /// Bytes through HBM.
+        bytes: u64,
+    },
 }
 
 impl Work {
@@ -29,7 +37,17 @@ impl Work {
     pub fn flops(&self) -> f64 {
         match self {
             Work::Gemm(shape) => shape.flops(),
-            Work::Memory { .. } | Work::Framework { .. } => 0.0,
+            Work::Memory { .. } | Work::Framework { .. } | Work::ColumnScan { .. } => 0.0,
+        }
+    }
+
+    /// Bytes through HBM of what multiplies nothing.
+    pub fn bytes(&self) -> u64 {
+        match *self {
+            Work::Gemm(_) => 0,
+            Work::Memory { bytes }
+            | Work::Framework { bytes, .. }
+            | Work::ColumnScan { bytes, .. } => bytes,
         }
     }
 }
@@ -71,10 +89,11 @@ fn sparse_gate_passes(top_k: u64, pass: Pass) -> u64 {
 }
 
 /// As [`sparse_gate_passes`] for Fairseq's `top2gate.py`, whose masks and scans are 8-byte integers:
-/// per choice one-hot (2), float cast (3), scan (4), capacity mask (4), location sum (4), gate value (3).
+/// per choice one-hot (2), float cast (3), capacity mask (4), location sum (4), gate value (3). Its
+/// scans are [`dense_gate_scans`].
 fn dense_gate_passes(top_k: u64, pass: Pass) -> u64 {
     match pass {
-        Pass::Forward => 2 + 1 + 20 * top_k + 3,
+        Pass::Forward => 2 + 1 + 16 * top_k + 3,
         Pass::Backward => 5 + 4 * top_k,
     }
 }
@@ -97,7 +116,11 @@ impl OpKind {
             } => {
                 let shape = [*tokens, *experts, *model_dim];
                 let passes = gate_passes(*encode, pass, u64::from(*top_k));
-                gate_work(*gate, pass, shape, passes, dtype)
+                let mut works = gate_work(*gate, pass, shape, passes, dtype);
+                if (*encode, pass) == (Encode::Dense, Pass::Forward) {
+                    works.extend(dense_gate_scans(*tokens, *experts, *top_k));
+                }
+                works
             }
             OpKind::CapacitySync
             | OpKind::Exchange { .. }
@@ -287,6 +310,16 @@ fn model_work(kernels: &Kernels, pass: Pass, dtype: DType) -> Vec<Work> {
             }
         }
     }
+}
+
+/// The places of Fairseq's tokens in their experts: `torch.cumsum(mask, dim=0)` over (T, E) 8-byte integers, a read and a
+/// write, once a choice. Tutel scans in parallel (Section 4.3), within the passes of [`sparse_gate_passes`].
+fn dense_gate_scans(tokens: u64, experts: u64, top_k: u32) -> impl Iterator<Item = Work> {
+    let scan = Work::ColumnScan {
+        rows: tokens,
+        bytes: 2 * 8 * tokens * experts,
+    };
+    std::iter::repeat_n(scan, top_k as usize)
 }
 
 /// Passes over a (T, E) tensor, by implementation.

@@ -215,10 +215,11 @@ pub fn to_toml(calibration: &Calibration<GpuParams>) -> Result<String, Error> {
          # Node, network and collectives are those of the preset below: one GPU does not show them.\n\
          extends = \"{BASE}\"\nname = \"this-gpu\"\n\
          description = \"{}, products by {}; node and network as {BASE}\"\n\n\
-         [software]\nname = \"moeplan executor, CUDA backend\"\ngemm-efficiency = 1.0\n\n\
+         [software]\nname = \"moeplan executor, CUDA backend\"\ngemm-efficiency = 1.0\nscan-row-ns = 0.0\n\n\
          {text}\n[sources]\n\"gpu\" = \"measured on this machine by moeplan {} calibrate --backend cuda\"\n\
          \"gpu.gemm\" = \"rates and latencies fitted to products measured on this machine; tiles as fitted/a100_gemm.toml\"\n\
-         \"software.gemm-efficiency\" = \"1: rates are those that were measured\"\n",
+         \"software.gemm-efficiency\" = \"1: rates are those that were measured\"\n\
+         \"software.scan-row-ns\" = \"0: the executor's gate scans in parallel\"\n",
         spread.cases,
         spread.rounds,
         percent(spread.step_time),

@@ -121,14 +121,10 @@ struct Priced {
 
 impl Priced {
     fn of(estimate: Estimate, work: &[Work]) -> Priced {
-        let copied = work.iter().map(|work| match work {
-            Work::Gemm(_) => 0,
-            Work::Memory { bytes } | Work::Framework { bytes, .. } => *bytes,
-        });
         Priced {
             estimate,
             flops: work.iter().map(Work::flops).sum(),
-            copied: copied.sum(),
+            copied: work.iter().map(Work::bytes).sum(),
             launches: work.len(),
         }
     }
