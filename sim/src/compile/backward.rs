@@ -38,7 +38,10 @@ pub(super) fn emit(
     let combined_gradient: Vec<BufferId> = (0..degree)
         .map(|chunk| {
             let rows = shapes.sent_rows(chunk, degree);
-            builder.buffer(format!("combined gradient {chunk}"), shapes.bytes(&rows, d))
+            builder.buffer(
+                of_chunk!("combined gradient", chunk),
+                shapes.bytes(&rows, d),
+            )
         })
         .collect();
     let kind = kinds::score_gradient(source, shapes);
@@ -89,7 +92,7 @@ pub(super) fn emit(
         builder.at(Stage::Combine, Pass::Backward, chunk);
         let rows = shapes.received_rows(chunk as u64, degree);
         let received = builder.buffer(
-            format!("expert output gradient {chunk}"),
+            of_chunk!("expert output gradient", chunk),
             shapes.bytes(&rows, d),
         );
         let exchanges = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
@@ -112,7 +115,7 @@ pub(super) fn emit(
         builder.at(Stage::Dispatch, Pass::Backward, chunk as usize);
         let rows = shapes.sent_rows(chunk, degree);
         let returned = builder.buffer(
-            format!("dispatch input gradient {chunk}"),
+            of_chunk!("dispatch input gradient", chunk),
             shapes.bytes(&rows, d),
         );
         let exchanges = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
@@ -221,9 +224,9 @@ impl Chain<'_> {
         let activation = self.part(&saved.activation, chunk);
         let input = self.part(&saved.expert_input, chunk);
         let hidden_gradient =
-            builder.buffer(format!("hidden gradient {chunk}"), shapes.bytes(&rows, h));
+            builder.buffer(of_chunk!("hidden gradient", chunk), shapes.bytes(&rows, h));
         let input_gradient = builder.buffer(
-            format!("expert input gradient {chunk}"),
+            of_chunk!("expert input gradient", chunk),
             shapes.bytes(&rows, d),
         );
 

@@ -60,7 +60,7 @@ pub(super) fn emit(
     let inputs: Vec<BufferId> = (0..degree)
         .map(|chunk| {
             builder.buffer(
-                format!("dispatch input {chunk}"),
+                of_chunk!("dispatch input", chunk),
                 shapes.bytes(&chunk_rows(chunk), d),
             )
         })
@@ -104,7 +104,7 @@ pub(super) fn emit(
         }
         builder.at(Stage::Dispatch, Pass::Forward, chunk);
         let rows = shapes.received_rows(chunk as u64, degree);
-        let output = builder.buffer(format!("dispatch output {chunk}"), shapes.bytes(&rows, d));
+        let output = builder.buffer(of_chunk!("dispatch output", chunk), shapes.bytes(&rows, d));
         let exchanges = shapes.all_to_all(plan.all_to_all, chunk as u64, degree, false);
         exchange::emit(builder, plan.all_to_all, exchanges, input, output);
         saved.expert_input.push(output);
@@ -117,7 +117,7 @@ pub(super) fn emit(
         }
         builder.at(Stage::Combine, Pass::Forward, chunk as usize);
         let combined = builder.buffer(
-            format!("combined {chunk}"),
+            of_chunk!("combined", chunk),
             shapes.bytes(&chunk_rows(chunk), d),
         );
         let exchanges = shapes.all_to_all(plan.all_to_all, chunk, degree, true);
@@ -237,8 +237,8 @@ fn expert(
     let d = shapes.model_dim;
     let rows = shapes.received_rows(chunk, degree);
     let input = saved.expert_input[chunk as usize];
-    let hidden = builder.buffer(format!("hidden {chunk}"), shapes.bytes(&rows, h));
-    let output = builder.buffer(format!("expert output {chunk}"), shapes.bytes(&rows, d));
+    let hidden = builder.buffer(of_chunk!("hidden", chunk), shapes.bytes(&rows, h));
+    let output = builder.buffer(of_chunk!("expert output", chunk), shapes.bytes(&rows, d));
     let gemm = |matrix| OpKind::ExpertGemm {
         matrix,
         gradient: Gradient::Output,

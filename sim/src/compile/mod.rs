@@ -1,5 +1,8 @@
 //! Layer + plan + routing step -> [`Program`]: the only place where schedules and shapes are written.
 
+#[macro_use]
+mod names;
+
 mod backward;
 mod capacity;
 mod exchange;

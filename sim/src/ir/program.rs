@@ -107,28 +107,34 @@ impl Program {
 
     /// The bytes of [`peak_memory`](Program::peak_memory) of the rank that has most.
     pub fn largest_peak_memory(&self) -> u64 {
-        let mut born = vec![Vec::new(); self.ops.len() + 1];
-        let mut dead = born.clone();
+        // What each operation adds, and takes once the one before is done: on all ranks alike, and by rank.
+        let mut alike = vec![0i128; self.ops.len() + 1];
+        let mut apart = Vec::new();
         for (buffer, life) in self.buffers.iter().zip(self.lives()) {
             let Some(life) = life else { continue };
-            born[life.start].push(&buffer.bytes);
-            dead[life.end].push(&buffer.bytes);
-        }
-        let (mut same, mut each) = (0u128, vec![0u128; self.world_size]);
-        let (mut uneven, mut most) = (0, 0);
-        for (born, dead) in born.iter().zip(&dead).take(self.ops.len()) {
-            let mut change = |buffers: &[&PerRank<u64>], by: fn(&mut u128, u128)| {
-                for bytes in buffers {
-                    match bytes {
-                        PerRank::Same(bytes) => by(&mut same, u128::from(*bytes)),
-                        PerRank::Each(bytes) => (each.iter_mut().zip(bytes))
-                            .for_each(|(sum, bytes)| by(sum, u128::from(*bytes))),
-                    }
+            match &buffer.bytes {
+                PerRank::Same(bytes) => {
+                    alike[life.start] += i128::from(*bytes);
+                    alike[life.end] -= i128::from(*bytes);
                 }
-            };
-            change(born, |sum, bytes| *sum += bytes);
-            change(dead, |sum, bytes| *sum -= bytes);
-            if born.iter().chain(dead).any(|bytes| !bytes.is_same()) {
+                PerRank::Each(bytes) => {
+                    apart.extend([(life.start, 1, bytes), (life.end, -1, bytes)])
+                }
+            }
+        }
+        apart.sort_by_key(|&(op, ..)| op);
+        let mut apart = apart.into_iter().peekable();
+        let (mut same, mut each) = (0, vec![0i128; self.world_size]);
+        let (mut uneven, mut most) = (0, 0);
+        for (index, change) in alike[..self.ops.len()].iter().enumerate() {
+            same += change;
+            let mut changed = false;
+            while let Some((_, sign, bytes)) = apart.next_if(|&(op, ..)| op == index) {
+                changed = true;
+                let sums = each.iter_mut().zip(bytes);
+                sums.for_each(|(sum, bytes)| *sum += sign * i128::from(*bytes));
+            }
+            if changed {
                 uneven = each.iter().copied().max().unwrap_or(0);
             }
             most = most.max(same + uneven);
@@ -188,6 +194,14 @@ impl ProgramBuilder {
             pass: Pass::Forward,
             chunk: 0,
         }
+    }
+
+    /// Makes room for so many more operations and about as many buffers.
+    pub fn reserve(&mut self, ops: usize) {
+        self.program.ops.reserve(ops);
+        self.program.buffers.reserve(ops);
+        self.writer.reserve(ops);
+        self.readers.reserve(ops);
     }
 
     /// Operations pushed from here on belong to this stage, pass and chunk.
@@ -298,8 +312,10 @@ impl ProgramBuilder {
         }
         for buffer in writes {
             let buffer = buffer.0 as usize;
-            after.append(&mut self.writer[buffer]);
-            after.append(&mut self.readers[buffer]);
+            for touched in [&mut self.writer[buffer], &mut self.readers[buffer]] {
+                after.extend_from_slice(touched);
+                touched.clear();
+            }
         }
         after.sort_unstable();
         after.dedup();

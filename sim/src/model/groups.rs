@@ -53,6 +53,11 @@ impl MoeGroups {
         self.groups.iter()
     }
 
+    /// The group of an MoE layer.
+    pub(crate) fn of(&self, layer: usize) -> usize {
+        self.of_layer[layer]
+    }
+
     /// Every MoE layer of the model under the load and the plan of its group.
     pub(crate) fn runs<'a>(
         &self,

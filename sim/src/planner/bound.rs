@@ -18,24 +18,58 @@ use crate::ir::{ExpertRows, Op, OpKind, Program, Scope, Stream, Traffic, Traffic
 use crate::units::Time;
 use std::collections::BTreeMap;
 
-/// A time that no run of `program` is shorter than. GPUs only: models that price whole operations
-/// at once have no such parts.
-pub fn step_time_floor(program: &Program, model: &dyn CostModel) -> Time {
-    let rank = busiest_rank(program);
-    let mut kernels = BTreeMap::new();
-    let mut exchanges = BTreeMap::new();
-    let (mut compute, mut communication, mut host) = (Time::ZERO, Time::ZERO, Time::ZERO);
-    let mut last_issue = Time::ZERO;
-    for op in &program.ops {
-        let (alone, issue) = floor_of(program, op, rank, model, &mut kernels, &mut exchanges);
-        match op.stream {
-            Stream::Compute => compute += alone,
-            Stream::Communication => communication += alone,
-        }
-        last_issue = host;
-        host += issue;
+/// What one rank has to do at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Floor {
+    /// Kernels of its compute stream.
+    compute: Time,
+    /// What communication streams carry.
+    communication: Time,
+    /// Its host, which issues all operations.
+    host: Time,
+    /// Of which the last.
+    last_issue: Time,
+}
+
+impl Floor {
+    /// What `program` asks of its busiest rank.
+    pub fn of(program: &Program, model: &dyn CostModel) -> Floor {
+        Floor::on(busiest_rank(program).unwrap_or(0), program, model)
     }
-    compute.max(communication).max(last_issue)
+
+    /// What `program` asks of `rank`. GPUs only: models that price whole operations at once have no such parts.
+    pub fn on(rank: usize, program: &Program, model: &dyn CostModel) -> Floor {
+        let mut kernels = BTreeMap::new();
+        let mut exchanges = BTreeMap::new();
+        let mut floor = Floor::default();
+        for op in &program.ops {
+            let (alone, issue) = floor_of(program, op, rank, model, &mut kernels, &mut exchanges);
+            match op.stream {
+                Stream::Compute => floor.compute += alone,
+                Stream::Communication => floor.communication += alone,
+            }
+            floor.host += issue;
+            floor.last_issue = issue;
+        }
+        floor
+    }
+
+    /// This, and then `next` so many times.
+    #[must_use]
+    pub fn then(self, next: Floor, times: u64) -> Floor {
+        Floor {
+            compute: self.compute + next.compute.times(times),
+            communication: self.communication + next.communication.times(times),
+            host: self.host + next.host.times(times),
+            last_issue: next.last_issue,
+        }
+    }
+
+    /// A time that no run is shorter than.
+    pub fn step_time(self) -> Time {
+        let issued = self.host - self.last_issue;
+        self.compute.max(self.communication).max(issued)
+    }
 }
 
 /// The least time of `op` on `rank`, and of its host.
@@ -87,8 +121,8 @@ fn floor_of(
     (alone, model.host_launch().times(work.len() as u64))
 }
 
-/// The rank whose experts multiply most rows; any rank's bound holds, this one's is the tightest.
-fn busiest_rank(program: &Program) -> usize {
+/// The rank whose experts multiply most rows, if they differ; any rank's bound holds, this one's is the tightest.
+pub(super) fn busiest_rank(program: &Program) -> Option<usize> {
     let uneven = program.ops.iter().find_map(|op| match &op.kind {
         OpKind::ExpertGemm {
             rows: rows @ ExpertRows::Grouped { .. },
@@ -107,9 +141,5 @@ fn busiest_rank(program: &Program) -> usize {
         | OpKind::AllReduce { .. }
         | OpKind::Model { .. } => None,
     });
-    uneven.map_or(0, |rows| {
-        (0..program.world_size)
-            .max_by_key(|&rank| rows.total(rank))
-            .unwrap_or(0)
-    })
+    uneven.and_then(|rows| (0..program.world_size).max_by_key(|&rank| rows.total(rank)))
 }

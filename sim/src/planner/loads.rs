@@ -1,5 +1,6 @@
 //! What the layers of a world are loaded with: routing under a capacity, on experts where they were put.
 
+use super::outline::Outline;
 use super::space::{Candidate, Space, World};
 use crate::balance::{Arranger, Balancing};
 use crate::compile::{Drops, Load, MoeRun, Plan, Routing, Steps};
@@ -14,6 +15,8 @@ pub(super) struct Parts<'a> {
     scenario: Scenario<'a>,
     /// The model around them and how they are grouped, if one is planned.
     pub(super) model: Option<(ModelRun<'a>, MoeGroups)>,
+    /// Its blocks, where they repeat.
+    pub(super) outline: Option<Outline>,
     /// The layers, one a group.
     pub(super) layers: Vec<ResolvedLayer>,
 }
@@ -25,6 +28,7 @@ impl<'a> Parts<'a> {
             return Ok(Parts {
                 scenario,
                 model: None,
+                outline: None,
                 layers: vec![world.layer.clone()],
             });
         };
@@ -33,6 +37,7 @@ impl<'a> Parts<'a> {
         Ok(Parts {
             scenario,
             layers: run.layers(&groups)?,
+            outline: Outline::new(run.model, &groups, run.phase),
             model: Some((run, groups)),
         })
     }

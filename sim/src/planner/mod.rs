@@ -1,14 +1,16 @@
 //! The planner: every way to run a layer on every cluster at hand, and the best of them with reasons.
 //!
 //! [`space`] says what is tried, `loads` on which routing and placement of experts, [`bound`] what a plan cannot
-//! beat; [`search`] tries what the bounds leave, with a `tester` a world; [`pareto`] tells which plans nothing is
-//! better than, [`explain`] why, and [`sensitivity`] what more of each resource would buy.
+//! beat, `outline` the same for models whose blocks repeat; [`search`] tries what the bounds leave, with a `tester` a
+//! world; [`pareto`] tells which plans nothing is better than, [`explain`] why, and [`sensitivity`] what more of each
+//! resource would buy.
 
 pub mod bound;
 pub mod explain;
 pub mod figures;
 pub mod limits;
 mod loads;
+mod outline;
 pub mod pareto;
 pub mod search;
 pub mod sensitivity;

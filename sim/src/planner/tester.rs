@@ -1,6 +1,6 @@
 //! What a way to run the layer or the model amounts to, and what it cannot beat.
 
-use super::bound::step_time_floor;
+use super::bound::Floor;
 use super::figures::{Figures, Objectives, Played};
 use super::limits::{Limits, Measured, Violation};
 use super::loads::{Loaded, LoadedStep, Loads, Parts};
@@ -116,10 +116,20 @@ impl<'a> Tester<'a> {
         step: &LoadedStep,
     ) -> Result<(Time, u64), SpecError> {
         let scenario = self.scenario();
-        let program = self.program(&vec![plan; loaded.layers.len()], loaded, step)?;
-        let floor = step_time_floor(&program, scenario.model);
-        let floor = self.in_all(floor) + step.moving;
-        Ok((floor, memory(&scenario, &program)))
+        let plans = vec![plan; loaded.layers.len()];
+        let (floor, memory) = match (&self.parts.model, &self.parts.outline) {
+            (Some((run, _)), Some(outline)) => {
+                let runs = self.parts.runs(loaded, &step.loads, &plans);
+                let (floor, bytes) = outline.floor(run, &runs, scenario.model)?;
+                (floor, bytes.saturating_add(scenario.reserved_bytes))
+            }
+            _ => {
+                let program = self.program(&plans, loaded, step)?;
+                let floor = Floor::of(&program, scenario.model);
+                (floor, memory(&scenario, &program))
+            }
+        };
+        Ok((self.in_all(floor.step_time()) + step.moving, memory))
     }
 
     /// Plays a step of what is planned; `plans` has one a group of layers.

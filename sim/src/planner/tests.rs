@@ -309,7 +309,7 @@ fn check_bound(
     })
     .unwrap();
     let model: &dyn CostModel = scenario.model;
-    let floor = bound::step_time_floor(&program, model);
+    let floor = bound::Floor::of(&program, model).step_time();
     let time = simulate_step(scenario, plan, &load).unwrap().step.time;
     prop_assert!(floor <= time, "{plan}: {floor} > {time}");
     prop_assert!(floor > Time::ZERO);
