@@ -345,7 +345,8 @@ fn what_would_make_a_model_fit_is_said_and_does() {
     let args = "plan --model mixtral-8x7b --gpus 16 --batch 2 --strategy tutel --try-policy static";
     let ran = moeplan(args);
     assert_eq!(ran.exit, Exit::NoFeasiblePlan, "{}", ran.stderr);
-    let advice = "needs less memory with --shard-gradients, --recompute, --try-tensor-parallel";
+    let advice = "needs less memory with --shard-gradients, --recompute, --micro-batches, \
+                  --try-tensor-parallel";
     assert!(ran.stdout.contains(advice), "{}", ran.stdout);
     let found = json(&format!("{args} --shard-gradients --recompute"));
     assert_eq!(found["settings"]["model"]["recompute"], true);
@@ -354,7 +355,8 @@ fn what_would_make_a_model_fit_is_said_and_does() {
 
 #[test]
 fn gpus_share_weights_where_that_makes_a_model_fit() {
-    let args = "plan --model mixtral-8x7b --gpus 16 --shard-gradients --recompute --strategy tutel --try-policy static";
+    let args = "plan --model mixtral-8x7b --gpus 16 --batch 2 --micro-batches 2 --shard-gradients --recompute \
+                --strategy tutel --try-policy static";
     let found = json(&format!("{args} --try-tensor-parallel 1,2,8"));
     let exhaustive = json(&format!("{args} --try-tensor-parallel 1,2,8 --exhaustive"));
     for what in ["recommended", "front", "nearest"] {
@@ -373,8 +375,8 @@ fn gpus_share_weights_where_that_makes_a_model_fit() {
         .find(|row| row["tensor_parallel"] == 8)
         .unwrap();
     let args = format!(
-        "model mixtral-8x7b --gpus 16 --shard-gradients --recompute --tensor-parallel 8 --strategy tutel \
-         --encode {} --layout {} --adaptive-r {} --pipeline-degree {} --all-to-all {} --padding {}",
+        "model mixtral-8x7b --gpus 16 --batch 2 --micro-batches 2 --shard-gradients --recompute --tensor-parallel 8 \
+         --strategy tutel --encode {} --layout {} --adaptive-r {} --pipeline-degree {} --all-to-all {} --padding {}",
         row["encode"].as_str().unwrap(),
         row["layout"].as_str().unwrap(),
         row["adaptive_r"],
@@ -398,6 +400,14 @@ fn what_only_a_layer_has_does_not_go_with_a_model() {
         ("--model-dim 64", "--layer"),
         ("--try-top-k 1,2", "--try-top-k"),
         ("--batch 0", "--batch"),
+        (
+            "--batch 2 --micro-batches 4",
+            "--micro-batches: expected a divisor of the 2 items",
+        ),
+        (
+            "--batch 2 --micro-batches 2 --phase forward",
+            "--micro-batches: expected 1",
+        ),
         (
             "--try-tensor-parallel 3",
             "--try-tensor-parallel: expected divisors of its 16",

@@ -277,6 +277,9 @@ pub struct PlanArgs {
     /// Keep only what enters each transformer block, and run its forward pass again in the backward one
     #[arg(long, help_heading = "Model")]
     pub recompute: bool,
+    /// Equal parts of a GPU's batch that run one after the other, their gradients added up for one update [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub micro_batches: Option<u64>,
     /// GPUs of a node that share the weights of attention, dense layers and the vocabulary (Megatron-LM, with sequence
     /// parallelism); --try-tensor-parallel searches [default: 1]
     #[arg(long, value_name = "N", help_heading = "Model")]

@@ -255,6 +255,7 @@ fn dispatch(cli: Cli, streams: Streams<'_>) -> Result<Exit, Error> {
                 shard_states: args.shard_states,
                 shard_gradients: args.shard_gradients,
                 recompute: args.recompute,
+                micro_batches: args.micro_batches,
                 tensor_parallel: args.tensor_parallel,
                 ..ModelSettings::default()
             };

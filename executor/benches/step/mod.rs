@@ -3,7 +3,7 @@
 use moeplan_executor::{Backend, Inputs, Routing as Routed, execute, tokens_of_step};
 use moeplan_sim::compile::{Load, Plan, Routing, Source, compile};
 use moeplan_sim::cost::one_gpu::work_on_one_gpu;
-use moeplan_sim::ir::{OpKind, Pass, Program, Work};
+use moeplan_sim::ir::{OpKind, Pass, Program};
 use moeplan_sim::spec::{DType, Experts, Gate, LayerSpec, Phase, ResolvedLayer};
 use moeplan_traces::TokenStep;
 use std::time::Duration;

@@ -65,6 +65,15 @@ impl Drops {
             fraction: share / f64::max(copies, 1.0),
         }
     }
+
+    /// Those of so many times as many tokens.
+    #[must_use]
+    pub const fn times(self, times: u64) -> Drops {
+        Drops {
+            dropped: self.dropped.saturating_mul(times),
+            ..self
+        }
+    }
 }
 
 /// A routing step under a capacity.

@@ -16,7 +16,7 @@ pub use hugging_face::{ConfigError, from_config};
 pub use presets::{PRESETS, Published, preset, published};
 pub use step::{ModelMemory, ModelRun, ModelStep, Variant, step, steps};
 
-use crate::spec::{DType, Experts, Gate, LayerSpec};
+use crate::spec::{DType, Experts, Gate, LayerSpec, Phase, SpecError};
 
 /// What a model is fed and what its rate is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Unit {
 }
 
 /// What a training step does to need less memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemorySaving {
     /// Optimizer states of what all GPUs hold are spread over them (ZeRO-1, arXiv 1910.02054): gradients are
     /// reduce-scattered, updated parameters all-gathered.
@@ -56,6 +56,46 @@ pub struct MemorySaving {
     /// Of every transformer block only its input is kept; its forward pass, exchanges included, runs again before its
     /// backward pass (arXiv 1604.06174).
     pub recompute: bool,
+    /// Equal parts of a GPU's items that run one after the other, their gradients added up for one update (gradient
+    /// accumulation).
+    pub micro_batches: u64,
+}
+
+impl Default for MemorySaving {
+    /// Nothing.
+    fn default() -> Self {
+        MemorySaving {
+            shard_states: false,
+            shard_gradients: false,
+            recompute: false,
+            micro_batches: 1,
+        }
+    }
+}
+
+/// Most micro-batches of a step: its program is as many times as long.
+const MOST_MICRO_BATCHES: u64 = 256;
+
+impl MemorySaving {
+    /// Whether a step of `batch` items a GPU can be run so.
+    ///
+    /// # Errors
+    /// Micro-batches that do not divide the batch, or that have no gradients.
+    pub fn check(&self, batch: u64, phase: Phase) -> Result<(), SpecError> {
+        let micro_batches = self.micro_batches;
+        let divide = (1..=MOST_MICRO_BATCHES).contains(&micro_batches)
+            && batch.is_multiple_of(micro_batches);
+        if divide && (micro_batches == 1 || phase == Phase::Training) {
+            return Ok(());
+        }
+        let expected = match phase {
+            Phase::Forward => "1, as a forward pass adds up no gradients".to_owned(),
+            Phase::Training => {
+                format!("a divisor of the {batch} items of a GPU, at most {MOST_MICRO_BATCHES}")
+            }
+        };
+        Err(SpecError::new("micro-batches", expected, micro_batches))
+    }
 }
 
 /// Which row of the breakdown a part belongs to.

@@ -157,6 +157,7 @@ pub fn steps(
             .collect::<Result<Vec<Plan>, SpecError>>()?;
         let runs = groups.runs(&layers, &loads, &plans);
         let drops = groups.drops(&layers, &loads);
+        let drops = drops.times(run_of.saving.micro_batches);
         found.push(ModelStep {
             plans,
             ..run_of.step(run_of.model, &runs, drops)?
@@ -233,14 +234,21 @@ impl ModelRun<'_> {
     /// No items, or experts that the GPUs cannot hold evenly.
     pub fn layers(&self, groups: &MoeGroups) -> Result<Vec<ResolvedLayer>, SpecError> {
         self.check()?;
-        let layer = |group: &MoeGroup| group.moe.layer(self.batch).resolve(self.gpus);
+        let items = self.items();
+        let layer = |group: &MoeGroup| group.moe.layer(items).resolve(self.gpus);
         groups.iter().map(layer).collect()
+    }
+
+    /// Items of a GPU in one micro-batch.
+    const fn items(&self) -> u64 {
+        self.batch / self.saving.micro_batches
     }
 
     fn check(&self) -> Result<(), SpecError> {
         if !(1..=65_536).contains(&self.batch) {
             return Err(SpecError::new("batch", "1 to 65536", self.batch));
         }
+        self.saving.check(self.batch, self.phase)?;
         let (group, node, heads) = (
             self.tensor_parallel,
             self.gpus_per_node,
@@ -278,7 +286,7 @@ impl ModelRun<'_> {
         compile_model(ModelSource {
             model,
             moe,
-            items: self.batch,
+            items: self.items(),
             world_size: self.gpus,
             gpus_per_node: self.gpus_per_node,
             phase: self.phase,

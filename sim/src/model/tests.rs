@@ -1,9 +1,9 @@
 use super::*;
-use crate::compile::{ModelSource, compile_model};
+use crate::compile::{Load, ModelSource, MoeRun, Plan, Routing, compile_model};
 use crate::cost::analytic::Analytic;
 use crate::hardware::{Hardware, builtin};
-use crate::ir::{OpKind, Program, Scope};
-use crate::spec::{Phase, Strategy};
+use crate::ir::{Lifetime, OpKind, Program, Scope, Stage};
+use crate::spec::{Padding, Phase, Strategy};
 
 fn named(name: &str) -> ModelSpec {
     preset(name, 4_096).unwrap().unwrap()
@@ -283,6 +283,92 @@ fn recomputing_trades_time_for_memory() {
         ),
     );
     assert_eq!(of(Phase::Forward, true).time, forward.time);
+}
+
+/// The same products and one update, with the activations of one part of the batch at a time.
+#[test]
+fn micro_batches_add_up_gradients_and_are_summed_once() {
+    let model = named("olmoe-1b-7b");
+    let layer = model.moe_layers().next().unwrap();
+    let of = |micro_batches, shard_gradients| {
+        let layer = layer.layer(8 / micro_batches).resolve(16).unwrap();
+        let load = Load::new(&layer, 1.0, Padding::Capacity, &Routing::Balanced);
+        let run = MoeRun {
+            layer: &layer,
+            load: &load,
+            plan: Plan::PLAIN,
+        };
+        let source = ModelSource {
+            model: &model,
+            moe: &[run; 16],
+            items: 8 / micro_batches,
+            world_size: 16,
+            gpus_per_node: 8,
+            phase: Phase::Training,
+            saving: MemorySaving {
+                micro_batches,
+                shard_gradients,
+                ..MemorySaving::default()
+            },
+            tensor_parallel: 1,
+        };
+        (compile_model(source).unwrap(), layer.local_parameters())
+    };
+    let reduced = |program: &Program| {
+        let kinds = program.ops.iter().map(|op| match op.kind {
+            OpKind::AllReduce { bytes, .. } | OpKind::ReduceScatter { bytes, .. } => bytes,
+            _ => 0,
+        });
+        kinds.sum::<u64>()
+    };
+    // Beside the optimizer: two reads and a write of every gradient, for each micro-batch but the first.
+    let added = |program: &Program| {
+        let ops = program.ops.iter().filter(|op| op.stage == Stage::Optimizer);
+        let bytes = ops.map(|op| {
+            op.kind
+                .work(op.pass, 0, program.dtype)
+                .iter()
+                .map(crate::ir::Work::bytes)
+                .sum()
+        });
+        let bytes: Vec<u64> = bytes.collect();
+        let (_optimizer, added) = bytes.split_last().unwrap();
+        added.iter().sum::<u64>()
+    };
+    for shard_gradients in [false, true] {
+        let (whole, _) = of(1, shard_gradients);
+        assert_eq!(added(&whole), 0);
+        for micro_batches in [2, 8] {
+            let (parts, local) = of(micro_batches, shard_gradients);
+            close(parts.flops(0), whole.flops(0), 1e-9);
+            let times = if shard_gradients { micro_batches } else { 1 };
+            assert_eq!(reduced(&parts), times * reduced(&whole));
+            let shared: u64 = model.parts.iter().map(Part::shared_parameters).sum();
+            let kept = if shard_gradients { shared / 16 } else { shared };
+            let expected = 3 * 2 * (micro_batches - 1) * (kept + 16 * local);
+            close(added(&parts) as f64, expected as f64, 1e-3);
+            let held = |program: &Program| {
+                let buffers = program.buffers.iter();
+                let held = buffers.filter(|buffer| buffer.lifetime == Lifetime::Persistent);
+                held.map(|buffer| *buffer.bytes.get(0)).sum::<u64>()
+            };
+            assert_eq!(held(&parts), held(&whole));
+            let alive = |program: &Program| program.largest_peak_memory() - held(program);
+            let share = alive(&parts) as f64 / alive(&whole) as f64;
+            assert!(share < 1.02 / micro_batches as f64, "{share}");
+        }
+    }
+    for (micro_batches, phase) in [
+        (0, Phase::Training),
+        (3, Phase::Training),
+        (2, Phase::Forward),
+    ] {
+        let saving = MemorySaving {
+            micro_batches,
+            ..MemorySaving::default()
+        };
+        assert_eq!(saving.check(8, phase).unwrap_err().field, "micro-batches");
+    }
 }
 
 /// A program of `model` without its experts, `tensor_parallel` GPUs sharing weights.

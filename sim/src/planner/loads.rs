@@ -70,7 +70,10 @@ impl<'a> Parts<'a> {
     pub(super) fn drops(&self, loads: &[Load]) -> Drops {
         match &self.model {
             None => loads[0].drops(),
-            Some((_, groups)) => groups.drops(&self.layers, loads),
+            Some((run, groups)) => {
+                let drops = groups.drops(&self.layers, loads);
+                drops.times(run.saving.micro_batches)
+            }
         }
     }
 }

@@ -211,7 +211,7 @@ mod tests {
         for (&name, recorded) in PRESETS.iter().zip([1, 3, 2, 1, 3, 3, 2]) {
             for tensor_parallel in [1, 2] {
                 let model = preset(name, 256).unwrap().unwrap();
-                if model.head_groups % tensor_parallel > 0 {
+                if !model.head_groups.is_multiple_of(tensor_parallel) {
                     continue;
                 }
                 let run = ModelRun {

@@ -154,14 +154,16 @@ pub fn gpu_counts(node: u64, most: u64) -> Vec<u64> {
 }
 
 impl Whole<'_> {
-    /// Tokens that `layer` gets of a GPU's `tokens`.
-    fn layer_tokens(&self, layer: &LayerSpec, tokens: u64) -> Result<u64, SpecError> {
+    /// Tokens that `layer` gets at a time of a GPU's `tokens`.
+    fn layer_tokens(&self, layer: &LayerSpec, tokens: u64, phase: Phase) -> Result<u64, SpecError> {
         let per_item = self.model.unit.per_item();
         if !tokens.is_multiple_of(per_item) {
             let expected = format!("whole sequences of {per_item} tokens on every GPU");
             return Err(SpecError::new("global-batch", expected, tokens));
         }
-        Ok(layer.tokens_per_step / self.batch * (tokens / per_item))
+        let items = tokens / per_item;
+        self.saving.check(items, phase)?;
+        Ok(layer.tokens_per_step / self.batch * (items / self.saving.micro_batches))
     }
 }
 
@@ -227,7 +229,7 @@ impl<'a> Space<'a> {
         };
         let tokens_per_step = match self.whole {
             None => tokens,
-            Some(whole) => whole.layer_tokens(&self.layer, tokens)?,
+            Some(whole) => whole.layer_tokens(&self.layer, tokens, self.phase)?,
         };
         let layer = LayerSpec {
             tokens_per_step,

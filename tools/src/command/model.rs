@@ -106,6 +106,7 @@ pub fn run(mut given: Given, session: &mut Session<'_>) -> Result<(Answer, Exit)
         shard_states: settings.shard_states,
         shard_gradients: settings.shard_gradients,
         recompute: settings.recompute,
+        micro_batches: Some(run.saving.micro_batches),
         tensor_parallel: Some(run.tensor_parallel),
     };
     let answer = Answer {
@@ -379,6 +380,9 @@ fn heading(run: &ModelRun<'_>, hardware: &Hardware) -> String {
         .iter()
         .filter_map(|(is, what)| is.then_some(*what))
         .collect();
+    if run.saving.micro_batches > 1 {
+        saving += &format!(", in {} micro-batches", run.saving.micro_batches);
+    }
     if run.tensor_parallel > 1 {
         saving += &format!(", weights shared by {}", run.tensor_parallel);
     }

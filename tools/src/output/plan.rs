@@ -139,9 +139,11 @@ fn advice(asked: &Asked, nearest: &PlanRow) -> String {
     let shares = model.spec.head_groups == 1
         || model.tensor_parallel > 1
         || !asked.study.plan.try_tensor_parallel.is_empty();
+    let divided = model.batch == 1 || model.saving.micro_batches > 1;
     let flags = [
         (model.saving.shard_gradients, "--shard-gradients"),
         (model.saving.recompute, "--recompute"),
+        (divided, "--micro-batches"),
         (shares, "--try-tensor-parallel"),
     ];
     let flags: Vec<&str> = flags

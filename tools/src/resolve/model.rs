@@ -57,6 +57,7 @@ impl Model {
             shard_states: self.saving.shard_states,
             shard_gradients: self.saving.shard_gradients,
             recompute: self.saving.recompute,
+            micro_batches: Some(self.saving.micro_batches),
             tensor_parallel: Some(self.tensor_parallel),
         }
     }

@@ -197,6 +197,10 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         return wrong("try-balance", message.into());
     }
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
+    if let (Some(model), Tokens::PerGpu) = (&model, tokens) {
+        let checked = model.saving.check(model.batch, phase);
+        checked.map_err(|error| given.blame(&["model"], None, &error))?;
+    }
     let study = Study {
         seed: Some(seed),
         phase: Some(phase),

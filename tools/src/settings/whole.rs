@@ -49,6 +49,10 @@ pub struct ModelSettings {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
+    /// Equal parts of a GPU's batch that run one after the other, their gradients added up for one update [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batches: Option<u64>,
     /// GPUs of a node that share the weights of attention, dense layers and the vocabulary (Megatron-LM, with sequence
     /// parallelism) [default: 1]
     #[arg(long, value_name = "N")]
@@ -161,16 +165,18 @@ impl ModelSettings {
             shard_states: self.shard_states || file.shard_states,
             shard_gradients: self.shard_gradients || file.shard_gradients,
             recompute: self.recompute || file.recompute,
+            micro_batches: self.micro_batches.or(file.micro_batches),
             tensor_parallel: self.tensor_parallel.or(file.tensor_parallel),
         }
     }
 
     /// What is done to need less memory.
-    pub const fn saving(&self) -> MemorySaving {
+    pub fn saving(&self) -> MemorySaving {
         MemorySaving {
             shard_states: self.shard_states,
             shard_gradients: self.shard_gradients,
             recompute: self.recompute,
+            micro_batches: self.micro_batches.unwrap_or(1),
         }
     }
 }

@@ -1,19 +1,16 @@
 //! A whole model's step as one program: its parts in order, its MoE layers by the code that compiles a
 //! lone layer, then everything backward, gradients summed as they come, and the optimizer.
 
+mod gradients;
 mod part;
 
+use self::gradients::Gradients;
 use super::tensors::{Shapes, Weights};
 use super::{Load, Plan, Source, backward, check, forward};
-use crate::ir::{
-    BufferId, Kernels, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stage, Stream,
-};
+use crate::ir::{BufferId, OpKind, Pass, PerRank, Program, ProgramBuilder, Scope, Stage, Stream};
 use crate::model::{Cut, MemorySaving, ModelSpec, Part, Section, Work};
 use crate::spec::{Phase, ResolvedLayer, SpecError};
 use std::ops::Range;
-
-/// Bytes of gradients that are all-reduced together (the default of PyTorch's DistributedDataParallel).
-const BUCKET_BYTES: u64 = 25 << 20;
 
 /// How one MoE layer of a model is run.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +30,7 @@ pub struct ModelSource<'a> {
     pub model: &'a ModelSpec,
     /// One an MoE layer, in order.
     pub moe: &'a [MoeRun<'a>],
-    /// Items of a GPU.
+    /// Items of a GPU, in one micro-batch.
     pub items: u64,
     /// W.
     pub world_size: u64,
@@ -62,6 +59,12 @@ pub fn compile_model(source: ModelSource<'_>) -> Result<Program, SpecError> {
     let done = writer.forward();
     if source.phase == Phase::Training {
         writer.backward(done);
+        for _ in 1..source.saving.micro_batches {
+            writer.gradients.next_micro_batch();
+            let done = writer.forward();
+            writer.backward(done);
+        }
+        writer.reduce_uncut();
         writer.update();
     }
     Ok(writer.builder.finish())
@@ -101,10 +104,7 @@ struct Writer<'a> {
     weights: BufferId,
     /// MoE layers: how each runs, its shapes and weights.
     moe: Vec<(Source<'a>, Shapes, Weights)>,
-    /// Gradients that the optimizer reads, in the order of the backward pass.
-    gradients: Vec<BufferId>,
-    /// Parameters gathered for the next bucket.
-    open: u64,
+    gradients: Gradients,
 }
 
 impl<'a> Writer<'a> {
@@ -135,8 +135,7 @@ impl<'a> Writer<'a> {
             source,
             builder,
             weights,
-            gradients: Vec::new(),
-            open: 0,
+            gradients: Gradients::default(),
         }
     }
 
@@ -293,35 +292,16 @@ impl<'a> Writer<'a> {
                         let (source, shapes, weights) = &self.moe[moe];
                         let builder = &mut self.builder;
                         flow = backward::emit(builder, source, shapes, weights, *saved, flow);
+                        self.accumulate_experts(part, moe);
                     }
                 }
-                self.open += part.held_parameters(self.source.tensor_parallel);
-                if self.open * self.source.model.gradient_bytes >= BUCKET_BYTES {
+                if self.gather_gradients(part) {
                     self.reduce(bucket);
                     bucket = self.bucket();
                 }
             }
         }
         self.reduce(bucket);
-        self.reduce_uncut();
-    }
-
-    /// Sums over a tensor-parallel group the gradients of what each of its GPUs holds whole, from its own tokens.
-    fn reduce_uncut(&mut self) {
-        if self.source.tensor_parallel == 1 {
-            return;
-        }
-        let parts = self.source.model.parts.iter();
-        let whole = parts.map(|part| part.shared_parameters() - part.cut_parameters());
-        let parameters: u64 = whole.sum();
-        let kind = OpKind::AllReduce {
-            scope: self.source.sharing(),
-            bytes: parameters * self.source.model.gradient_bytes,
-        };
-        self.builder.at(Stage::AllReduce, Pass::Backward, 0);
-        let gradients = self.gradients.clone();
-        self.builder
-            .push(Stream::Communication, kind, &gradients, &gradients);
     }
 
     /// The backward pass of a dense part; returns the gradient of its input.
@@ -356,76 +336,6 @@ impl<'a> Writer<'a> {
         let writes = [gradient, bucket];
         self.builder.push(Stream::Compute, kind, &reads, &writes);
         gradient
-    }
-
-    fn bucket(&mut self) -> BufferId {
-        // Sized when it is full.
-        if self.source.shards_gradients() {
-            let none = PerRank::Same(0);
-            return self.builder.buffer("gradients to be summed", none);
-        }
-        let bucket = self.builder.persistent("gradients", 0);
-        self.gradients.push(bucket);
-        bucket
-    }
-
-    /// Sums a full bucket over all GPUs while the backward pass goes on.
-    fn reduce(&mut self, bucket: BufferId) {
-        let parameters = std::mem::take(&mut self.open);
-        let gradients = parameters * self.source.model.dtype.bytes();
-        self.builder.resize(bucket, gradients);
-        let scope = self.source.data_parallel();
-        if self.source.replicas() == 1 || parameters == 0 {
-            return;
-        }
-        let bytes = parameters * self.source.model.gradient_bytes;
-        let kind = if self.source.shards() > 1 {
-            OpKind::ReduceScatter { scope, bytes }
-        } else {
-            OpKind::AllReduce { scope, bytes }
-        };
-        let summed = match self.source.shards_gradients() {
-            false => bucket,
-            true => {
-                let share = gradients.div_ceil(self.source.replicas());
-                let share = self.builder.persistent("gradients, own share", share);
-                self.gradients.push(share);
-                share
-            }
-        };
-        self.builder.at(Stage::AllReduce, Pass::Backward, 0);
-        let stream = Stream::Communication;
-        self.builder.push(stream, kind, &[bucket], &[summed]);
-    }
-
-    /// The optimizer, and the all-gather of what it updated where states are sharded.
-    fn update(&mut self) {
-        let (source, model) = (self.source, self.source.model);
-        let local: u64 = source
-            .moe
-            .iter()
-            .map(|run| run.layer.local_parameters())
-            .sum();
-        let parameters = source.parameters().div_ceil(source.shards()) + local;
-        let tensors: u64 = model.parts.iter().map(Part::tensors).sum();
-        let kernels = Kernels::Pass {
-            kernels: model.optimizer_kernels * tensors,
-            forward: parameters * model.optimizer_bytes,
-            backward: 0,
-        };
-        self.builder.at(Stage::Optimizer, Pass::Forward, 0);
-        let (reads, writes) = (self.gradients.clone(), [self.weights]);
-        let kind = source.op(kernels);
-        self.builder.push(Stream::Compute, kind, &reads, &writes);
-        if source.shards() > 1 {
-            self.builder.at(Stage::AllReduce, Pass::Forward, 0);
-            let kind = OpKind::AllGather {
-                scope: source.data_parallel(),
-                bytes: source.parameters() * model.dtype.bytes(),
-            };
-            let stream = Stream::Communication;
-            self.builder.push(stream, kind, &writes, &writes);
-        }
     }
 }
 
