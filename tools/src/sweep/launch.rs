@@ -228,7 +228,9 @@ fn sbatch(script: &Path, after: Option<&str>) -> Result<String, Error> {
     let mut command = Command::new("sbatch");
     command.arg("--parsable");
     if let Some(after) = after {
+        // Without the second option it would wait for ever where a shard fails.
         command.arg(format!("--dependency=afterok:{after}"));
+        command.arg("--kill-on-invalid-dep=yes");
     }
     let ran = command
         .arg(script)
