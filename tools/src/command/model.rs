@@ -4,7 +4,7 @@ use super::compare::to_json;
 use crate::error::{Error, Exit};
 use crate::output::numbers::{bytes, count, percent, three, time};
 use crate::output::table::{Grid, paragraph};
-use crate::output::{Answer, MARKS};
+use crate::output::{Answer, MARKS, saving};
 use crate::resolve::{
     self, Given, MAX_GPUS, Planned, cluster, gpus_only, gpus_per_node, strategies,
 };
@@ -371,21 +371,7 @@ fn heading(run: &ModelRun<'_>, hardware: &Hardware) -> String {
             "a sequence",
         ),
     };
-    let saving = [
-        (run.saving.shard_states, ", states sharded"),
-        (run.saving.shard_gradients, ", gradients sharded"),
-        (run.saving.recompute, ", blocks recomputed"),
-    ];
-    let mut saving: String = saving
-        .iter()
-        .filter_map(|(is, what)| is.then_some(*what))
-        .collect();
-    if run.saving.micro_batches > 1 {
-        saving += &format!(", in {} micro-batches", run.saving.micro_batches);
-    }
-    if run.tensor_parallel > 1 {
-        saving += &format!(", weights shared by {}", run.tensor_parallel);
-    }
+    let saving = saving(&run.saving, run.tensor_parallel);
     paragraph(
         &format!(
             "{}, {}, {} {what} a GPU, on {} GPUs ({}, {} a node){saving}: {} parameters, {} active, {} G \

@@ -19,6 +19,7 @@ pub mod validation;
 use crate::error::Error;
 use crate::session::Session;
 use crate::settings::Format;
+use moeplan_sim::model::MemorySaving;
 use serde_json::{Map, Value};
 use std::io::{self, Write};
 use std::path::Path;
@@ -40,6 +41,25 @@ pub const MARKS: [(&str, &str, &str); 6] = [
     ),
     ("counted", "c", "counted on the operations, not timed"),
 ];
+
+/// What a model's step does to need less memory, in words, each behind a comma.
+pub fn saving(saving: &MemorySaving, tensor_parallel: u64) -> String {
+    let parts = [
+        (saving.shard_states, ", states sharded".to_owned()),
+        (saving.shard_gradients, ", gradients sharded".to_owned()),
+        (saving.recompute, ", blocks recomputed".to_owned()),
+        (
+            saving.micro_batches > 1,
+            format!(", in {} micro-batches", saving.micro_batches),
+        ),
+        (
+            tensor_parallel > 1,
+            format!(", weights shared by {tensor_parallel}"),
+        ),
+    ];
+    let parts = parts.into_iter().filter(|(is, _)| *is);
+    parts.map(|(_, what)| what).collect()
+}
 
 /// What a command found, before it is formatted.
 #[derive(Debug, Clone, Default)]

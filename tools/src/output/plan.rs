@@ -1,6 +1,7 @@
 //! `plan` for people.
 
 use super::numbers::{bytes, count, percent, three, time, times};
+use super::saving;
 use super::table::{Grid, paragraph};
 use crate::command::plan::{Findings, PlanRow};
 use crate::resolve::plan::Asked;
@@ -101,7 +102,12 @@ fn question(asked: &Asked, found: &Findings) -> String {
         (Some(all), _) => format!("{} tokens a step over all GPUs", count(all)),
     };
     let of = asked.model.as_ref().map_or(String::new(), |model| {
-        format!("{}, {}: ", model.spec.name, asked.phase)
+        let shared = match plan.try_tensor_parallel.is_empty() {
+            true => model.tensor_parallel,
+            false => 1,
+        };
+        let saving = saving(&model.saving, shared);
+        format!("{}, {}{saving}: ", model.spec.name, asked.phase)
     });
     format!(
         "{of}{wanted} {limits}; {} on {} GPUs; {tokens}; {} ways, {} simulated, the others cannot win by their \
