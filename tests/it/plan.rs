@@ -345,7 +345,7 @@ fn what_would_make_a_model_fit_is_said_and_does() {
     let args = "plan --model mixtral-8x7b --gpus 16 --batch 2 --strategy tutel --try-policy static";
     let ran = moeplan(args);
     assert_eq!(ran.exit, Exit::NoFeasiblePlan, "{}", ran.stderr);
-    let advice = "needs less memory with --shard-gradients, --recompute, --micro-batches, \
+    let advice = "needs less memory with --shard-gradients, --recompute, --try-micro-batches, \
                   --try-tensor-parallel";
     assert!(ran.stdout.contains(advice), "{}", ran.stdout);
     let found = json(&format!("{args} --shard-gradients --recompute"));
@@ -387,6 +387,25 @@ fn gpus_share_weights_where_that_makes_a_model_fit() {
     let run = &json(&args)["runs"][0];
     assert_eq!(run["step_time_ns"], row["step_time_ns"]);
     assert_eq!(run["memory_bytes_per_gpu"], row["memory_bytes_per_gpu"]);
+}
+
+#[test]
+fn a_batch_is_cut_where_that_makes_it_fit() {
+    let args = "plan --model mixtral-8x7b --gpus 16 --batch 8 --shard-gradients --strategy tutel \
+                --try-policy static";
+    let whole = moeplan(args);
+    assert_eq!(whole.exit, Exit::NoFeasiblePlan, "{}", whole.stderr);
+    let found = json(&format!("{args} --try-micro-batches 1,2,4,8"));
+    let exhaustive = json(&format!("{args} --try-micro-batches 1,2,4,8 --exhaustive"));
+    for what in ["recommended", "front", "nearest"] {
+        assert_eq!(found[what], exhaustive[what]);
+    }
+    let best = &found["recommended"];
+    let parts = best["micro_batches"].as_u64().unwrap();
+    assert!(parts > 1, "{best}");
+    // The very plan that is found when only that is asked for.
+    let alone = json(&format!("{args} --micro-batches {parts}"));
+    assert_eq!(alone["recommended"], *best);
 }
 
 #[test]

@@ -331,14 +331,14 @@ fn decisions_differ(a: Decision, b: Decision) -> Vec<String> {
     differences
 }
 
-/// The next smaller and larger numbers of GPUs, and every other site, number type, k and tensor-parallel group.
+/// The next smaller and larger numbers of GPUs, and every other site, number type, k and way to slice.
 fn other_worlds(space: &Space<'_>, world: &World) -> Vec<(String, Result<World, String>)> {
     let spec = &world.layer.spec;
-    let with = |site, gpus, dtype, top_k, group| {
-        let world = space.world(site, gpus, dtype, top_k, group);
+    let with = |site, gpus, dtype, top_k, slices| {
+        let world = space.world(site, gpus, dtype, top_k, slices);
         world.map_err(|error| error.to_string())
     };
-    let at = |site, gpus, dtype, top_k| with(site, gpus, dtype, top_k, world.tensor_parallel);
+    let at = |site, gpus, dtype, top_k| with(site, gpus, dtype, top_k, world.slices);
     let mut found = Vec::new();
     let fewer = space
         .gpus
@@ -372,12 +372,17 @@ fn other_worlds(space: &Space<'_>, world: &World) -> Vec<(String, Result<World, 
             at(world.site, world.gpus, spec.dtype, top_k),
         ));
     }
-    let groups = space.groups_on(world.site, world.gpus);
-    for group in groups.filter(|&group| group != world.tensor_parallel) {
-        found.push((
-            format!("{group} GPUs share weights"),
-            with(world.site, world.gpus, spec.dtype, spec.top_k, group),
-        ));
+    for slices in space.slices_on(world.site, world.gpus) {
+        let groups = slices.tensor_parallel != world.slices.tensor_parallel;
+        let parts = slices.micro_batches != world.slices.micro_batches;
+        let name = match (groups, parts) {
+            (true, false) => format!("{} GPUs share weights", slices.tensor_parallel),
+            (false, true) if slices.micro_batches == 1 => "one micro-batch".to_owned(),
+            (false, true) => format!("{} micro-batches", slices.micro_batches),
+            (true, true) | (false, false) => continue,
+        };
+        let other = with(world.site, world.gpus, spec.dtype, spec.top_k, slices);
+        found.push((name, other));
     }
     found
 }

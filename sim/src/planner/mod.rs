@@ -22,7 +22,7 @@ pub use figures::{Figures, Objectives};
 pub use limits::{Goal, Limits, Violation};
 pub use search::{Outcome, Pruning, search};
 pub use sensitivity::Sensitivity;
-pub use space::{Candidate, Decision, Site, Space, Tokens, World, gpu_counts};
+pub use space::{Candidate, Decision, Site, Slices, Space, Tokens, World, gpu_counts};
 pub use tester::Evaluated;
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn best_with(
         tokens: space.tokens,
         top_k: vec![spec.top_k],
         dtypes: vec![spec.dtype],
-        tensor_parallel: vec![world.tensor_parallel],
+        slices: vec![world.slices],
         capacity: vec![winner.candidate.capacity],
         strategies: vec![space.strategies[winner.candidate.strategy].clone()],
         policies: vec![match winner.candidate.decision {

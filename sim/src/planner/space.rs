@@ -46,8 +46,25 @@ pub struct Whole<'a> {
     pub recorded: usize,
     /// Items (sequences, images) of a GPU and step.
     pub batch: u64,
-    /// What is done to need less memory.
+    /// What is done to need less memory, besides the micro-batches of a world.
     pub saving: MemorySaving,
+}
+
+/// How the work of a model's step is sliced; by 1 where a layer alone is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slices {
+    /// GPUs of a node that share everything but experts.
+    pub tensor_parallel: u64,
+    /// Parts of a GPU's batch that run one after the other.
+    pub micro_batches: u64,
+}
+
+impl Slices {
+    /// Nothing is sliced.
+    pub const NONE: Slices = Slices {
+        tensor_parallel: 1,
+        micro_batches: 1,
+    };
 }
 
 /// Everything that may be chosen.
@@ -67,8 +84,8 @@ pub struct Space<'a> {
     pub top_k: Vec<u32>,
     /// Number types.
     pub dtypes: Vec<DType>,
-    /// GPUs of a node that share a model's weights; 1 where a layer alone is planned.
-    pub tensor_parallel: Vec<u64>,
+    /// How a model's step is sliced.
+    pub slices: Vec<Slices>,
     /// Capacity settings x.
     pub capacity: Vec<f64>,
     /// Strategies whose `auto` settings are searched.
@@ -96,8 +113,8 @@ pub struct World {
     pub gpus_per_node: u64,
     /// Tokens of a GPU and step; of a model that is fed with images, those.
     pub tokens: u64,
-    /// GPUs that share a model's weights.
-    pub tensor_parallel: u64,
+    /// How a model's step is sliced.
+    pub slices: Slices,
     /// The layer resolved.
     pub layer: ResolvedLayer,
 }
@@ -155,15 +172,28 @@ pub fn gpu_counts(node: u64, most: u64) -> Vec<u64> {
 
 impl Whole<'_> {
     /// Tokens that `layer` gets at a time of a GPU's `tokens`.
-    fn layer_tokens(&self, layer: &LayerSpec, tokens: u64, phase: Phase) -> Result<u64, SpecError> {
+    fn layer_tokens(
+        &self,
+        layer: &LayerSpec,
+        tokens: u64,
+        micro_batches: u64,
+        phase: Phase,
+    ) -> Result<u64, SpecError> {
         let per_item = self.model.unit.per_item();
         if !tokens.is_multiple_of(per_item) {
             let expected = format!("whole sequences of {per_item} tokens on every GPU");
             return Err(SpecError::new("global-batch", expected, tokens));
         }
         let items = tokens / per_item;
-        self.saving.check(items, phase)?;
-        Ok(layer.tokens_per_step / self.batch * (items / self.saving.micro_batches))
+        self.saving_in(micro_batches).check(items, phase)?;
+        Ok(layer.tokens_per_step / self.batch * (items / micro_batches))
+    }
+
+    fn saving_in(&self, micro_batches: u64) -> MemorySaving {
+        MemorySaving {
+            micro_batches,
+            ..self.saving
+        }
     }
 }
 
@@ -175,15 +205,16 @@ impl<'a> Space<'a> {
             for site in 0..self.sites.len() {
                 for &dtype in &self.dtypes {
                     for &top_k in &self.top_k {
-                        let groups: Vec<u64> = self.groups_on(site, gpus).collect();
-                        if groups.is_empty() {
+                        let slices: Vec<Slices> = self.slices_on(site, gpus).collect();
+                        if slices.is_empty() {
                             let expected = "groups of GPUs that divide a node";
-                            let found = format!("{:?}", self.tensor_parallel);
+                            let groups = self.slices.iter().map(|slices| slices.tensor_parallel);
+                            let found = format!("{:?}", groups.collect::<Vec<_>>());
                             let error = SpecError::new("tensor-parallel", expected, found);
                             worlds.push(Err((site, gpus, error)));
                         }
-                        for group in groups {
-                            let world = self.world(site, gpus, dtype, top_k, group);
+                        for slices in slices {
+                            let world = self.world(site, gpus, dtype, top_k, slices);
                             worlds.push(world.map_err(|error| (site, gpus, error)));
                         }
                     }
@@ -193,14 +224,14 @@ impl<'a> Space<'a> {
         worlds
     }
 
-    /// Sizes of tensor-parallel groups that divide a node of `site` in a world of `gpus` GPUs.
-    pub(super) fn groups_on(&self, site: usize, gpus: u64) -> impl Iterator<Item = u64> {
+    /// Those slices whose tensor-parallel groups divide a node of `site` in a world of `gpus` GPUs.
+    pub(super) fn slices_on(&self, site: usize, gpus: u64) -> impl Iterator<Item = Slices> {
         let node = self.sites[site].gpus_per_node.min(gpus);
-        let sizes = self.tensor_parallel.iter().copied();
-        sizes.filter(move |&group| node.is_multiple_of(group))
+        let slices = self.slices.iter().copied();
+        slices.filter(move |slices| node.is_multiple_of(slices.tensor_parallel))
     }
 
-    /// The layer on `gpus` GPUs of `site`, groups of `tensor_parallel` of which share weights.
+    /// The layer on `gpus` GPUs of `site`, a model's step sliced by `slices`.
     ///
     /// # Errors
     /// A layer that does not divide over them.
@@ -210,7 +241,7 @@ impl<'a> Space<'a> {
         gpus: u64,
         dtype: DType,
         top_k: u32,
-        tensor_parallel: u64,
+        slices: Slices,
     ) -> Result<World, SpecError> {
         let gpus_per_node = self.sites[site].gpus_per_node.min(gpus);
         if gpus_per_node == 0 || !gpus.is_multiple_of(gpus_per_node) {
@@ -229,7 +260,9 @@ impl<'a> Space<'a> {
         };
         let tokens_per_step = match self.whole {
             None => tokens,
-            Some(whole) => whole.layer_tokens(&self.layer, tokens, self.phase)?,
+            Some(whole) => {
+                whole.layer_tokens(&self.layer, tokens, slices.micro_batches, self.phase)?
+            }
         };
         let layer = LayerSpec {
             tokens_per_step,
@@ -243,7 +276,7 @@ impl<'a> Space<'a> {
             gpus,
             gpus_per_node,
             tokens,
-            tensor_parallel,
+            slices,
             layer,
         })
     }
@@ -318,8 +351,8 @@ impl<'a> Space<'a> {
             gpus_per_node: world.gpus_per_node,
             batch: world.tokens / whole.model.unit.per_item(),
             phase: self.phase,
-            saving: whole.saving,
-            tensor_parallel: world.tensor_parallel,
+            saving: whole.saving_in(world.slices.micro_batches),
+            tensor_parallel: world.slices.tensor_parallel,
         })
     }
 

@@ -71,7 +71,7 @@ impl Bed {
             tokens: draw.tokens,
             top_k: draw.top_k.clone(),
             dtypes: draw.dtypes.clone(),
-            tensor_parallel: vec![1],
+            slices: vec![Slices::NONE],
             capacity: draw.capacity.clone(),
             strategies: draw.strategies.clone(),
             policies: draw.policies.clone(),

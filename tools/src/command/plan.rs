@@ -31,6 +31,8 @@ pub struct PlanRow {
     pub top_k: u32,
     /// GPUs that share a model's weights.
     pub tensor_parallel: u64,
+    /// Parts of a GPU's batch that run one after the other.
+    pub micro_batches: u64,
     /// Capacity setting x.
     pub capacity_setting: f64,
     /// Capacity factor f it amounts to.
@@ -289,7 +291,8 @@ fn plan_row(
         tokens_per_gpu: world.tokens,
         dtype: spec.dtype.name(),
         top_k: spec.top_k,
-        tensor_parallel: world.tensor_parallel,
+        tensor_parallel: world.slices.tensor_parallel,
+        micro_batches: world.slices.micro_batches,
         capacity_setting: candidate.capacity,
         capacity_factor: figures.capacity_factor,
         encode: strategy.encode.name(),

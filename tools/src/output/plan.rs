@@ -5,7 +5,7 @@ use super::saving;
 use super::table::{Grid, paragraph};
 use crate::command::plan::{Findings, PlanRow};
 use crate::resolve::plan::Asked;
-use moeplan_sim::model::Unit;
+use moeplan_sim::model::{MemorySaving, Unit};
 use moeplan_sim::planner::{Goal, Violation};
 use moeplan_sim::spec::Phase;
 use std::collections::BTreeMap;
@@ -102,11 +102,16 @@ fn question(asked: &Asked, found: &Findings) -> String {
         (Some(all), _) => format!("{} tokens a step over all GPUs", count(all)),
     };
     let of = asked.model.as_ref().map_or(String::new(), |model| {
-        let shared = match plan.try_tensor_parallel.is_empty() {
-            true => model.tensor_parallel,
-            false => 1,
+        // What is searched is said of each plan.
+        let only = |tried: &[u64], one| if tried.is_empty() { one } else { 1 };
+        let parts = MemorySaving {
+            micro_batches: only(&plan.try_micro_batches, model.saving.micro_batches),
+            ..model.saving
         };
-        let saving = saving(&model.saving, shared);
+        let saving = saving(
+            &parts,
+            only(&plan.try_tensor_parallel, model.tensor_parallel),
+        );
         format!("{}, {}{saving}: ", model.spec.name, asked.phase)
     });
     format!(
@@ -145,11 +150,13 @@ fn advice(asked: &Asked, nearest: &PlanRow) -> String {
     let shares = model.spec.head_groups == 1
         || model.tensor_parallel > 1
         || !asked.study.plan.try_tensor_parallel.is_empty();
-    let divided = model.batch == 1 || model.saving.micro_batches > 1;
+    let divided = model.batch == 1
+        || model.saving.micro_batches > 1
+        || !asked.study.plan.try_micro_batches.is_empty();
     let flags = [
         (model.saving.shard_gradients, "--shard-gradients"),
         (model.saving.recompute, "--recompute"),
-        (divided, "--micro-batches"),
+        (divided, "--try-micro-batches"),
         (shares, "--try-tensor-parallel"),
     ];
     let flags: Vec<&str> = flags
@@ -207,12 +214,11 @@ fn strategy(row: &PlanRow) -> String {
         "static" => String::new(),
         policy => format!(" {policy}"),
     };
-    let shared = match row.tensor_parallel {
-        1 => String::new(),
-        group => format!("tp={group} "),
-    };
+    let slices = [("tp", row.tensor_parallel), ("mb", row.micro_batches)];
+    let slices = slices.iter().filter(|(_, by)| *by > 1);
+    let slices: String = slices.map(|(name, by)| format!("{name}={by} ")).collect();
     format!(
-        "{shared}r={} d={} {a2a}{placed}",
+        "{slices}r={} d={} {a2a}{placed}",
         row.adaptive_r, row.pipeline_degree
     )
 }

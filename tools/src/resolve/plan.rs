@@ -12,8 +12,9 @@ use moeplan_sim::balance::Balancing;
 use moeplan_sim::compile::Steps;
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::hardware::Hardware;
+use moeplan_sim::model::MemorySaving;
 use moeplan_sim::planner::space::{self, Whole};
-use moeplan_sim::planner::{Limits, Site, Space, Tokens, gpu_counts};
+use moeplan_sim::planner::{Limits, Site, Slices, Space, Tokens, gpu_counts};
 use moeplan_sim::spec::{
     Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, Strategy,
 };
@@ -84,9 +85,9 @@ impl Asked {
             tokens: self.tokens,
             top_k: self.top_k.clone(),
             dtypes: or(&plan.try_dtype, self.layer.dtype),
-            tensor_parallel: match &self.model {
-                Some(model) => or(&plan.try_tensor_parallel, model.tensor_parallel),
-                None => vec![1],
+            slices: match &self.model {
+                Some(model) => slices(plan, model),
+                None => vec![Slices::NONE],
             },
             capacity: or(&plan.try_capacity_factor, self.layer.capacity_factor),
             strategies: self.strategies.clone(),
@@ -120,6 +121,19 @@ fn or<T: Clone>(list: &[T], value: T) -> Vec<T> {
         [] => vec![value],
         _ => list.to_vec(),
     }
+}
+
+/// Every way to slice the step of `model` that is to be tried.
+fn slices(plan: &PlanSettings, model: &Model) -> Vec<Slices> {
+    let groups = or(&plan.try_tensor_parallel, model.tensor_parallel);
+    let parts = or(&plan.try_micro_batches, model.saving.micro_batches);
+    let slice = |&tensor_parallel| {
+        parts.iter().map(move |&micro_batches| Slices {
+            tensor_parallel,
+            micro_batches,
+        })
+    };
+    groups.iter().flat_map(slice).collect()
 }
 
 /// Reads what `plan` is asked.
@@ -197,9 +211,23 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         return wrong("try-balance", message.into());
     }
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
+    if model.is_none() && !plan.try_micro_batches.is_empty() {
+        let message = "expected --model to go with it, found a layer alone";
+        return wrong("try-micro-batches", message.into());
+    }
     if let (Some(model), Tokens::PerGpu) = (&model, tokens) {
         let checked = model.saving.check(model.batch, phase);
         checked.map_err(|error| given.blame(&["model"], None, &error))?;
+        for &micro_batches in &plan.try_micro_batches {
+            let saving = MemorySaving {
+                micro_batches,
+                ..model.saving
+            };
+            if let Err(error) = saving.check(model.batch, phase) {
+                let message = format!("expected {}, found {}", error.expected, error.found);
+                return wrong("try-micro-batches", message);
+            }
+        }
     }
     let study = Study {
         seed: Some(seed),

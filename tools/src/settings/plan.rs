@@ -194,6 +194,15 @@ pub struct PlanSettings {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub try_tensor_parallel: Vec<u64>,
+    /// Parts of a GPU's batch that run one after the other, to choose from [default: the model's --micro-batches, 1]
+    #[arg(
+        long,
+        value_name = "N[,N...]",
+        value_delimiter = ',',
+        help_heading = "Search"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub try_micro_batches: Vec<u64>,
     /// Who may decide from step to step: static, dictionary, oracle [default: static, and dictionary
     /// where there are several steps]
     #[arg(long, value_name = "POLICY[,POLICY...]", value_delimiter = ',', value_parser = policy, help_heading = "Search")]
@@ -246,6 +255,7 @@ impl PlanSettings {
             try_top_k: list(&self.try_top_k, &file.try_top_k),
             try_dtype: list(&self.try_dtype, &file.try_dtype),
             try_tensor_parallel: list(&self.try_tensor_parallel, &file.try_tensor_parallel),
+            try_micro_batches: list(&self.try_micro_batches, &file.try_micro_batches),
             try_policy: list(&self.try_policy, &file.try_policy),
             try_dropless: self.try_dropless || file.try_dropless,
             try_balance: list(&self.try_balance, &file.try_balance),
