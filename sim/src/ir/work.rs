@@ -313,7 +313,7 @@ fn model_work(kernels: &Kernels, pass: Pass, dtype: DType) -> Vec<Work> {
 }
 
 /// The places of Fairseq's tokens in their experts: `torch.cumsum(mask, dim=0)` over (T, E) 8-byte integers, a read and a
-/// write, once a choice. Tutel scans in parallel (Section 4.3), within the passes of [`sparse_gate_passes`].
+/// write, once a choice. Tutel scans in parallel (Blelloch, Figure 21), within the passes of [`sparse_gate_passes`].
 fn dense_gate_scans(tokens: u64, experts: u64, top_k: u32) -> impl Iterator<Item = Work> {
     let scan = Work::ColumnScan {
         rows: tokens,
