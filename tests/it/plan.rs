@@ -424,6 +424,10 @@ fn what_only_a_layer_has_does_not_go_with_a_model() {
             "--micro-batches: expected a divisor of the 2 items",
         ),
         (
+            "--batch 2 --try-micro-batches 1,4",
+            "--try-micro-batches: expected a divisor of the 2 items",
+        ),
+        (
             "--batch 2 --micro-batches 2 --phase forward",
             "--micro-batches: expected 1",
         ),

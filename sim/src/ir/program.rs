@@ -142,6 +142,15 @@ impl Program {
         u64::try_from(most).unwrap_or(u64::MAX)
     }
 
+    /// Bytes of rank 0 that are there for the whole step; all ranks have as many.
+    pub fn persistent_bytes(&self) -> u64 {
+        let buffers = self.buffers.iter();
+        let persistent = buffers.filter(|buffer| buffer.lifetime == Lifetime::Persistent);
+        persistent.fold(0, |sum: u64, buffer| {
+            sum.saturating_add(*buffer.bytes.get(0))
+        })
+    }
+
     /// From which operation on each buffer is there, and from which on no more; none of buffers that neighbouring
     /// layers own or nobody uses.
     fn lives(&self) -> Vec<Option<Range<usize>>> {
@@ -194,14 +203,6 @@ impl ProgramBuilder {
             pass: Pass::Forward,
             chunk: 0,
         }
-    }
-
-    /// Makes room for so many more operations and about as many buffers.
-    pub fn reserve(&mut self, ops: usize) {
-        self.program.ops.reserve(ops);
-        self.program.buffers.reserve(ops);
-        self.writer.reserve(ops);
-        self.readers.reserve(ops);
     }
 
     /// Operations pushed from here on belong to this stage, pass and chunk.

@@ -77,6 +77,15 @@ impl Default for MemorySaving {
 const MOST_MICRO_BATCHES: u64 = 256;
 
 impl MemorySaving {
+    /// The same in so many micro-batches.
+    #[must_use]
+    pub const fn in_parts(self, micro_batches: u64) -> MemorySaving {
+        MemorySaving {
+            micro_batches,
+            ..self
+        }
+    }
+
     /// Whether a step of `batch` items a GPU can be run so.
     ///
     /// # Errors

@@ -156,8 +156,7 @@ pub fn steps(
             .map(|(runner, load)| Ok(runner.step_of(load)?.step.plan))
             .collect::<Result<Vec<Plan>, SpecError>>()?;
         let runs = groups.runs(&layers, &loads, &plans);
-        let drops = groups.drops(&layers, &loads);
-        let drops = drops.times(run_of.saving.micro_batches);
+        let drops = run_of.drops(groups, &layers, &loads);
         found.push(ModelStep {
             plans,
             ..run_of.step(run_of.model, &runs, drops)?
@@ -237,6 +236,17 @@ impl ModelRun<'_> {
         let items = self.items();
         let layer = |group: &MoeGroup| group.moe.layer(items).resolve(self.gpus);
         groups.iter().map(layer).collect()
+    }
+
+    /// What all layers of `groups` drop in a step, of the loads of one micro-batch.
+    pub(crate) fn drops(
+        &self,
+        groups: &MoeGroups,
+        layers: &[ResolvedLayer],
+        loads: &[Load],
+    ) -> Drops {
+        let drops = groups.drops(layers, loads);
+        drops.times(self.saving.micro_batches)
     }
 
     /// Items of a GPU in one micro-batch.

@@ -2,7 +2,7 @@ use super::*;
 use crate::compile::{Load, ModelSource, MoeRun, Plan, Routing, compile_model};
 use crate::cost::analytic::Analytic;
 use crate::hardware::{Hardware, builtin};
-use crate::ir::{Lifetime, OpKind, Program, Scope, Stage};
+use crate::ir::{OpKind, Program, Scope, Stage};
 use crate::spec::{Padding, Phase, Strategy};
 
 fn named(name: &str) -> ModelSpec {
@@ -347,13 +347,9 @@ fn micro_batches_add_up_gradients_and_are_summed_once() {
             let kept = if shard_gradients { shared / 16 } else { shared };
             let expected = 3 * 2 * (micro_batches - 1) * (kept + 16 * local);
             close(added(&parts) as f64, expected as f64, 1e-3);
-            let held = |program: &Program| {
-                let buffers = program.buffers.iter();
-                let held = buffers.filter(|buffer| buffer.lifetime == Lifetime::Persistent);
-                held.map(|buffer| *buffer.bytes.get(0)).sum::<u64>()
-            };
-            assert_eq!(held(&parts), held(&whole));
-            let alive = |program: &Program| program.largest_peak_memory() - held(program);
+            assert_eq!(parts.persistent_bytes(), whole.persistent_bytes());
+            let alive =
+                |program: &Program| program.largest_peak_memory() - program.persistent_bytes();
             let share = alive(&parts) as f64 / alive(&whole) as f64;
             assert!(share < 1.02 / micro_batches as f64, "{share}");
         }
@@ -363,10 +359,7 @@ fn micro_batches_add_up_gradients_and_are_summed_once() {
         (3, Phase::Training),
         (2, Phase::Forward),
     ] {
-        let saving = MemorySaving {
-            micro_batches,
-            ..MemorySaving::default()
-        };
+        let saving = MemorySaving::default().in_parts(micro_batches);
         assert_eq!(saving.check(8, phase).unwrap_err().field, "micro-batches");
     }
 }

@@ -70,10 +70,7 @@ impl<'a> Parts<'a> {
     pub(super) fn drops(&self, loads: &[Load]) -> Drops {
         match &self.model {
             None => loads[0].drops(),
-            Some((run, groups)) => {
-                let drops = groups.drops(&self.layers, loads);
-                drops.times(run.saving.micro_batches)
-            }
+            Some((run, groups)) => run.drops(groups, &self.layers, loads),
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::bound::{Floor, busiest_rank};
 use crate::compile::MoeRun;
 use crate::cost::CostModel;
-use crate::ir::{Lifetime, Program};
+use crate::ir::Program;
 use crate::model::{ModelRun, ModelSpec, MoeGroups, Part, Work};
 use crate::spec::{Phase, SpecError};
 
@@ -91,14 +91,14 @@ impl Outline {
         let mut persistent_bytes = 0u64;
         for (program, (_, count)) in programs.iter().zip(&self.blocks) {
             floor = floor.then(Floor::on(rank, program, prices), *count);
-            let bytes = self::persistent_bytes(program).saturating_mul(*count);
+            let bytes = program.persistent_bytes().saturating_mul(*count);
             persistent_bytes = persistent_bytes.saturating_add(bytes);
         }
         let mut transient_bytes = 0;
         for pair in &self.neighbours {
             let program = pair.program(run, moe)?;
-            let persistent_bytes = self::persistent_bytes(&program);
-            transient_bytes = transient_bytes.max(program.largest_peak_memory() - persistent_bytes);
+            let transient = program.largest_peak_memory() - program.persistent_bytes();
+            transient_bytes = transient_bytes.max(transient);
         }
         Ok((floor, persistent_bytes.saturating_add(transient_bytes)))
     }
@@ -152,12 +152,6 @@ fn blocks<'a>(model: &'a ModelSpec, groups: &MoeGroups) -> Vec<Block<'a>> {
         }
     };
     runs.map(block).collect()
-}
-
-fn persistent_bytes(program: &Program) -> u64 {
-    let buffers = program.buffers.iter();
-    let persistent = buffers.filter(|buffer| buffer.lifetime == Lifetime::Persistent);
-    persistent.fold(0u64, |sum, buffer| sum.saturating_add(*buffer.bytes.get(0)))
 }
 
 #[cfg(test)]

@@ -185,15 +185,8 @@ impl Whole<'_> {
             return Err(SpecError::new("global-batch", expected, tokens));
         }
         let items = tokens / per_item;
-        self.saving_in(micro_batches).check(items, phase)?;
+        self.saving.in_parts(micro_batches).check(items, phase)?;
         Ok(layer.tokens_per_step / self.batch * (items / micro_batches))
-    }
-
-    fn saving_in(&self, micro_batches: u64) -> MemorySaving {
-        MemorySaving {
-            micro_batches,
-            ..self.saving
-        }
     }
 }
 
@@ -351,7 +344,7 @@ impl<'a> Space<'a> {
             gpus_per_node: world.gpus_per_node,
             batch: world.tokens / whole.model.unit.per_item(),
             phase: self.phase,
-            saving: whole.saving_in(world.slices.micro_batches),
+            saving: whole.saving.in_parts(world.slices.micro_batches),
             tensor_parallel: world.slices.tensor_parallel,
         })
     }

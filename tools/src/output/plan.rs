@@ -5,7 +5,7 @@ use super::saving;
 use super::table::{Grid, paragraph};
 use crate::command::plan::{Findings, PlanRow};
 use crate::resolve::plan::Asked;
-use moeplan_sim::model::{MemorySaving, Unit};
+use moeplan_sim::model::Unit;
 use moeplan_sim::planner::{Goal, Violation};
 use moeplan_sim::spec::Phase;
 use std::collections::BTreeMap;
@@ -104,14 +104,9 @@ fn question(asked: &Asked, found: &Findings) -> String {
     let of = asked.model.as_ref().map_or(String::new(), |model| {
         // What is searched is said of each plan.
         let only = |tried: &[u64], one| if tried.is_empty() { one } else { 1 };
-        let parts = MemorySaving {
-            micro_batches: only(&plan.try_micro_batches, model.saving.micro_batches),
-            ..model.saving
-        };
-        let saving = saving(
-            &parts,
-            only(&plan.try_tensor_parallel, model.tensor_parallel),
-        );
+        let parts = only(&plan.try_micro_batches, model.saving.micro_batches);
+        let shared = only(&plan.try_tensor_parallel, model.tensor_parallel);
+        let saving = saving(&model.saving.in_parts(parts), shared);
         format!("{}, {}{saving}: ", model.spec.name, asked.phase)
     });
     format!(

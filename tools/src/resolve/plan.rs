@@ -12,11 +12,10 @@ use moeplan_sim::balance::Balancing;
 use moeplan_sim::compile::Steps;
 use moeplan_sim::cost::CostModel;
 use moeplan_sim::hardware::Hardware;
-use moeplan_sim::model::MemorySaving;
 use moeplan_sim::planner::space::{self, Whole};
 use moeplan_sim::planner::{Limits, Site, Slices, Space, Tokens, gpu_counts};
 use moeplan_sim::spec::{
-    Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, Strategy,
+    Encode, Experts, LayerSpec, Layout, Padding, Phase, Policy, ResolvedLayer, SpecError, Strategy,
 };
 use moeplan_sim::units::Time;
 
@@ -176,18 +175,26 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         ..spec
     };
     let gpus = gpus(given, &plan, &clusters)?;
-    let groups = &plan.try_tensor_parallel;
-    let heads = model.as_ref().map(|model| model.spec.head_groups);
-    let fits =
-        |group: &&u64| **group > 0 && heads.is_some_and(|heads| heads.is_multiple_of(**group));
-    if let Some(group) = groups.iter().find(|group| !fits(group)) {
-        let message = match heads {
-            None => "expected --model to go with it, found a layer alone".to_owned(),
-            Some(heads) => {
-                format!("expected divisors of its {heads} groups of heads, found {group}")
+    let sliced = [
+        ("try-tensor-parallel", &plan.try_tensor_parallel),
+        ("try-micro-batches", &plan.try_micro_batches),
+    ];
+    let sliced = sliced.iter().find(|(_, tried)| !tried.is_empty());
+    match (&model, sliced) {
+        (None, Some((field, _))) => {
+            let message = "expected --model to go with it, found a layer alone";
+            return wrong(field, message.into());
+        }
+        (None, None) => {}
+        (Some(model), _) => {
+            let heads = model.spec.head_groups;
+            let fits = |group: u64| group > 0 && heads.is_multiple_of(group);
+            if let Some(group) = plan.try_tensor_parallel.iter().find(|group| !fits(**group)) {
+                let message =
+                    format!("expected divisors of its {heads} groups of heads, found {group}");
+                return wrong("try-tensor-parallel", message);
             }
-        };
-        return wrong("try-tensor-parallel", message);
+        }
     }
     let tokens = match plan.global_batch {
         None => Tokens::PerGpu,
@@ -211,22 +218,15 @@ pub fn asked(given: &Given) -> Result<Asked, Error> {
         return wrong("try-balance", message.into());
     }
     let phase = flags.phase.or(file.phase).unwrap_or(Phase::Training);
-    if model.is_none() && !plan.try_micro_batches.is_empty() {
-        let message = "expected --model to go with it, found a layer alone";
-        return wrong("try-micro-batches", message.into());
-    }
     if let (Some(model), Tokens::PerGpu) = (&model, tokens) {
         let checked = model.saving.check(model.batch, phase);
         checked.map_err(|error| given.blame(&["model"], None, &error))?;
-        for &micro_batches in &plan.try_micro_batches {
-            let saving = MemorySaving {
-                micro_batches,
-                ..model.saving
-            };
-            if let Err(error) = saving.check(model.batch, phase) {
-                let message = format!("expected {}, found {}", error.expected, error.found);
-                return wrong("try-micro-batches", message);
-            }
+        for &parts in &plan.try_micro_batches {
+            let checked = model.saving.in_parts(parts).check(model.batch, phase);
+            checked.map_err(|error| {
+                let field = "try-micro-batches";
+                given.blame(&["plan"], None, &SpecError { field, ..error })
+            })?;
         }
     }
     let study = Study {

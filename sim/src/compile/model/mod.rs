@@ -114,8 +114,6 @@ impl<'a> Writer<'a> {
         let dtype = source.moe.first().map(|run| run.layer.spec.dtype);
         let dtype = dtype.unwrap_or(source.model.dtype);
         let mut builder = ProgramBuilder::new(world, node, dtype);
-        // About: a layer of experts has a dozen, its parts one each.
-        builder.reserve(source.model.parts.len() * 4);
         let parameters = source.parameters();
         let width = source.model.dtype.bytes();
         let weights = builder.persistent("parameters", parameters * width);
